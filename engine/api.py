@@ -1,0 +1,206 @@
+"""What the rest of the program says to the engine and hears from it.
+
+These are plain values: safe to pass between threads, free of Qt and of any backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from engine.errors import RealmError
+
+DEFAULT_SAMPLERS: tuple[str, ...] = ("penalties", "top_k", "typical_p", "top_p", "min_p", "temperature")
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How the next token is chosen. Names and neutral values are llama.cpp's.
+
+    temperature 0 means greedy. `samplers` is the order in which the chain runs; a name left out does not run.
+    """
+
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    typical_p: float = 1.0
+    repeat_penalty: float = 1.0
+    repeat_last_n: int = 64
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    samplers: tuple[str, ...] = DEFAULT_SAMPLERS
+
+
+Message = Mapping[str, Any]
+"""One turn of a chat as templates take it: {"role": "user", "content": "..."} and whatever else a template reads."""
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """One thing to answer. Exactly one of prompt, prompt_tokens and messages is set.
+
+    prompt: raw text, tokenized with BOS where the model wants one, special tokens not parsed.
+    messages: rendered through the model's chat template; what the messages contain never forges special tokens.
+    max_tokens: None means until the model stops or the context is full.
+    """
+
+    prompt: str | None = None
+    prompt_tokens: Sequence[int] | None = None
+    messages: Sequence[Message] | None = None
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    max_tokens: int | None = None
+    stop: Sequence[str] = ()
+    ignore_eos: bool = False
+
+
+class StopReason(StrEnum):
+    EOS = "eos"  # the model ended its turn
+    STOP = "stop"  # a stop string appeared; the text ends before it
+    LENGTH = "length"  # max_tokens reached
+    CONTEXT = "context"  # the context is full
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What one request measured. Seconds and tokens per second; bandwidth in GB/s (1e9 bytes)."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0  # prompt tokens whose keys and values were already there
+    generated_tokens: int = 0
+    queue_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    time_to_first_token_s: float = 0.0
+    prefill_tokens_per_s: float = 0.0
+    decode_tokens_per_s: float = 0.0
+    decode_gb_per_s: float = 0.0
+    decode_bandwidth_share: float | None = None  # of the device's measured read bandwidth, None until it is measured
+    context_used: int = 0
+    context_length: int = 0
+
+
+@dataclass(frozen=True)
+class Started:
+    """The prompt is tokenized and work has begun."""
+
+    prompt_tokens: int
+    context_length: int
+
+
+@dataclass(frozen=True)
+class PrefillProgress:
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Token:
+    """One new token. `text` holds the whole characters that became certain with it; it may be empty.
+
+    Text that could still turn out to be a stop string is held back, so the concatenation of all `text`
+    (with that of Finished) is exactly the answer.
+    """
+
+    token: int
+    text: str
+    figures: Figures
+
+
+@dataclass(frozen=True)
+class Finished:
+    reason: StopReason
+    text: str  # what was still held back
+    figures: Figures
+
+
+@dataclass(frozen=True)
+class Failed:
+    error: RealmError
+
+
+Event = Started | PrefillProgress | Token | Finished | Failed
+"""A stream is Started, PrefillProgress*, Token*, then exactly one of Finished and Failed."""
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How to load a model.
+
+    device: "auto", "numpy", "opencl" (the best OpenCL device) or a device id from `list_devices()`.
+    context_length: None picks min(the model's own, 8192).
+    """
+
+    device: str = "auto"
+    context_length: int | None = None
+
+
+@dataclass(frozen=True)
+class DeviceInfo:
+    """One place to compute. `variants` names the kernel variants that compile there, best first."""
+
+    id: str  # "numpy", "opencl:0", "opencl:1"
+    name: str
+    vendor: str
+    kind: str  # "cpu", "gpu", "accelerator"
+    driver: str
+    memory_bytes: int
+    variants: tuple[str, ...] = ()
+    problem: str = ""  # a sentence, when the device is there but cannot be used
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is loaded. Bytes are those held by the device."""
+
+    path: Path
+    name: str
+    architecture: str
+    parameters: int
+    quantisation: str  # "Q4_1", the type most weights have
+    file_bytes: int
+    context_length: int
+    trained_context_length: int
+    vocab_size: int
+    device: DeviceInfo
+    weight_bytes: int
+    kv_bytes: int
+    scratch_bytes: int
+    has_chat_template: bool
+    load_s: float
+    notes: tuple[str, ...] = ()  # sentences the user should see: fallbacks, skipped tensors, unknown pre-tokenizer
+
+
+class EngineState(StrEnum):
+    EMPTY = "empty"
+    LOADING = "loading"
+    READY = "ready"
+    GENERATING = "generating"
+    FAILED = "failed"  # the last load failed; see EngineStatus.error
+    CLOSED = "closed"
+
+
+@dataclass(frozen=True)
+class LoadProgress:
+    """stage: "reading", "compiling", "weights", "measuring". fraction runs 0..1 over the whole load."""
+
+    stage: str
+    fraction: float
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class EngineStatus:
+    state: EngineState
+    model: ModelInfo | None = None
+    progress: LoadProgress | None = None
+    error: RealmError | None = None
+    active_requests: int = 0
+    queued_requests: int = 0
+    figures: Figures | None = None  # of the request that ran last, or runs now

@@ -1,0 +1,72 @@
+"""One step of the engine is one flat batch of rows; a row is one token of one sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.api import DeviceInfo
+
+KV_BLOCK = 32
+"""Tokens in one block of the paged KV cache."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Input of one forward step.
+
+    tokens: int32 [rows]. Already checked to lie inside the vocabulary.
+    positions: int32 [rows], the token's place in its sequence, from 0.
+    sequences: int32 [rows], index into block_tables of the sequence a row belongs to. The rows of one sequence are
+        adjacent and their positions ascend by one.
+    block_tables: int32 [n_sequences, max_blocks]; entry b of a sequence is the physical KV block that holds its
+        positions b*KV_BLOCK .. (b+1)*KV_BLOCK-1. Unused entries are 0. Keys and values of every row's own position
+        are written by the step before attention reads positions 0..position of the same sequence.
+    logit_rows: int32 [m], the rows whose logits are wanted, ascending; may be empty.
+    """
+
+    tokens: NDArray[np.int32]
+    positions: NDArray[np.int32]
+    sequences: NDArray[np.int32]
+    block_tables: NDArray[np.int32]
+    logit_rows: NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    weight_bytes: int
+    kv_bytes: int
+    scratch_bytes: int
+
+
+class LoadedModel(Protocol):
+    """A model on a device, ready to step. Used from the engine's thread only."""
+
+    device: DeviceInfo
+    n_vocab: int
+    n_blocks: int  # physical KV blocks
+    max_rows: int  # the largest batch that one call takes
+    weight_bytes_per_token: int  # weight bytes a decode step of one row reads
+
+    def forward(self, batch: Batch) -> NDArray[np.float32]:
+        """Runs one step; returns logits float32 [len(logit_rows), n_vocab], valid until the next call.
+
+        Raises DeviceError when the device fails; the model is then unusable.
+        """
+        ...
+
+    def memory(self) -> MemoryUse: ...
+
+    def read_bandwidth(self) -> float | None:
+        """Measured read bandwidth of the device in bytes/s, or None if it was not measured."""
+        ...
+
+    def close(self) -> None: ...
+
+
+Progress = Callable[[str, float, str], None]
+"""progress(stage, fraction 0..1 of that stage, detail)."""
