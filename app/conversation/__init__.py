@@ -1,0 +1,45 @@
+"""The one place that joins engine and store; the window and the terminal both stand on it."""
+
+from app.conversation.conversation import Conversation, Listener
+from app.conversation.engine import AnswerEngine, AnswerStream
+from app.conversation.events import (
+    ActionFailed,
+    AnswerFailed,
+    AnswerFinished,
+    AnswerStarted,
+    AnswerText,
+    ChatCreated,
+    ConversationEvent,
+    ConversationLoaded,
+    MessageAdded,
+    MessagesRemoved,
+    MessagesRestored,
+    OptionsChanged,
+    PrefillProgress,
+    SavingFailed,
+    TitleChanged,
+)
+from app.conversation.options import ChatOptions
+
+__all__ = [
+    "ActionFailed",
+    "AnswerEngine",
+    "AnswerFailed",
+    "AnswerFinished",
+    "AnswerStarted",
+    "AnswerStream",
+    "AnswerText",
+    "ChatCreated",
+    "ChatOptions",
+    "Conversation",
+    "ConversationEvent",
+    "ConversationLoaded",
+    "Listener",
+    "MessageAdded",
+    "MessagesRemoved",
+    "MessagesRestored",
+    "OptionsChanged",
+    "PrefillProgress",
+    "SavingFailed",
+    "TitleChanged",
+]
