@@ -1,0 +1,7 @@
+"""Model files: opening, checking and reading GGUF."""
+
+from engine.gguf.file import GGUFFile
+from engine.gguf.metadata import REQUIRED
+from engine.gguf.tensors import TensorInfo
+
+__all__ = ["REQUIRED", "GGUFFile", "TensorInfo"]
