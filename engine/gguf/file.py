@@ -5,44 +5,71 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.gguf.metadata import TypedKeys
+from engine.gguf.split import parse_all
 from engine.gguf.tensors import TensorInfo
 
 
 class GGUFFile(TypedKeys):
     """A model file, checked and memory-mapped; see TypedKeys for int(), float(), bool(), str(), strings(), ...
 
+    A split model is opened through its first part and reads as one file: the keys are those of the first part, the
+    tensors those of all. What an architecture needs (general.architecture among it) is checked when it is asked for,
+    so that adapters and vocabulary-only files open too.
+
     Attributes:
         path: of the file (the first part, where the model is split).
         version: of the format, 2 or 3.
         alignment: of tensor data, in bytes.
         size: bytes of the file, or of all parts.
-        metadata: key -> int, float, bool, str, numeric np.ndarray or list[str].
-        value_types: key -> what the file calls the value's type, "uint32", "array of 49152 strings".
+        metadata: key -> int, float, bool, str, numeric np.ndarray (read-only) or list[str].
+        value_types: key -> the type of the value in the file in words: "uint32", "an array of 49152 strings".
         tensors: name -> TensorInfo, in the file's order.
     """
 
-    path: Path
-    version: int
-    alignment: int
-    size: int
-    metadata: Mapping[str, Any]
-    value_types: Mapping[str, str]
-    tensors: Mapping[str, TensorInfo]
+    def __init__(self, path: Path) -> None:
+        parts = parse_all(path)
+        self.path = path
+        self.version: int = parts[0].version
+        self.alignment: int = parts[0].alignment
+        self.size: int = sum(part.size for part in parts)
+        self.metadata: Mapping[str, Any] = MappingProxyType(parts[0].metadata)
+        self.value_types: Mapping[str, str] = MappingProxyType(parts[0].value_types)
+        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(
+            {name: info for part in parts for name, info in part.tensors.items()}
+        )
+        self._bytes: list[NDArray[np.uint8]] = [np.frombuffer(part.map, np.uint8) for part in parts]
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> GGUFFile:
-        """Maps and checks a file. Raises ModelFileError or UnsupportedModelError."""
-        raise NotImplementedError(path)
+        """Maps a file and checks all of it but the weights. Raises ModelFileError or UnsupportedModelError."""
+        return cls(Path(path))
 
     def data(self, name: str) -> NDArray[np.uint8]:
-        """The bytes of a tensor: read-only uint8 [n_rows, row_bytes], a view onto the map."""
-        raise NotImplementedError(name)
+        """The bytes of a tensor: read-only uint8 [n_rows, row_bytes], a view onto the map and no copy.
+
+        n_rows is the product of all dimensions but the last, 1 for a vector. Raises KeyError for an unknown name.
+        """
+        info = self.tensors[name]
+        if not self._bytes:
+            raise ValueError(f"{self.path.name} is closed")
+        data = self._bytes[info.part][info.offset : info.offset + info.nbytes]
+        return data.reshape(-1, info.type.row_bytes(info.shape[-1]))
 
     def close(self) -> None:
-        """Lets go of the map. Arrays that data() gave stay valid: they keep it alive."""
+        """Lets go of the map. Arrays that data() gave stay valid: the last of them unmaps the file."""
+        self._bytes = []
+
+    def __enter__(self) -> GGUFFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Any, Final, overload
+from typing import Any, Final, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,8 @@ class _Required(Enum):
 
 
 REQUIRED: Final = _Required.REQUIRED
+
+_Default = TypeVar("_Default")
 
 _DAMAGED = "The file is damaged or was converted wrongly; download or convert it again."
 
@@ -74,9 +76,9 @@ class TypedKeys:
         maximum: builtins.int | None = None,
     ) -> builtins.int | None:
         """An integer, minimum <= value <= maximum."""
-        value = self._value(key, default)
-        if value is REQUIRED:
-            return _given(default)
+        if key not in self.metadata:
+            return self._absent(key, default)
+        value = self.metadata[key]
         if isinstance(value, builtins.bool) or not isinstance(value, builtins.int):
             raise self._wrong_type(key, "an integer")
         self._check_range(key, value, minimum, maximum)
@@ -111,9 +113,9 @@ class TypedKeys:
         maximum: builtins.float | None = None,
     ) -> builtins.float | None:
         """A finite floating-point number, minimum <= value <= maximum."""
-        value = self._value(key, default)
-        if value is REQUIRED:
-            return _given(default)
+        if key not in self.metadata:
+            return self._absent(key, default)
+        value = self.metadata[key]
         if not isinstance(value, builtins.float):
             raise self._wrong_type(key, "a floating-point number")
         if not math.isfinite(value):
@@ -127,12 +129,10 @@ class TypedKeys:
     @overload
     def bool(self, key: builtins.str, default: None) -> builtins.bool | None: ...
 
-    def bool(
-        self, key: builtins.str, default: builtins.bool | _Required | None = REQUIRED
-    ) -> builtins.bool | None:
-        value = self._value(key, default)
-        if value is REQUIRED:
-            return _given(default)
+    def bool(self, key: builtins.str, default: builtins.bool | _Required | None = REQUIRED) -> builtins.bool | None:
+        if key not in self.metadata:
+            return self._absent(key, default)
+        value = self.metadata[key]
         if not isinstance(value, builtins.bool):
             raise self._wrong_type(key, "a boolean")
         return value
@@ -145,9 +145,9 @@ class TypedKeys:
 
     def str(self, key: builtins.str, default: builtins.str | _Required | None = REQUIRED) -> builtins.str | None:
         """Text. Bytes that are not UTF-8 come as lone surrogates (surrogateescape)."""
-        value = self._value(key, default)
-        if value is REQUIRED:
-            return _given(default)
+        if key not in self.metadata:
+            return self._absent(key, default)
+        value = self.metadata[key]
         if not isinstance(value, builtins.str):
             raise self._wrong_type(key, "a string")
         return value
@@ -162,9 +162,9 @@ class TypedKeys:
         self, key: builtins.str, default: list[builtins.str] | _Required | None = REQUIRED
     ) -> list[builtins.str] | None:
         """An array of strings, decoded as str() does. The file's own list: do not change it."""
-        value = self._value(key, default)
-        if value is REQUIRED:
-            return _given(default)
+        if key not in self.metadata:
+            return self._absent(key, default)
+        value = self.metadata[key]
         if not isinstance(value, list):
             raise self._wrong_type(key, "an array of strings")
         return value
@@ -205,9 +205,9 @@ class TypedKeys:
         count: how many there must be; then a single integer is taken as that many equal ones, as files do for
             settings that can differ per layer.
         """
-        value = self._value(key, default)
-        if value is REQUIRED:
-            return _given(default)
+        if key not in self.metadata:
+            return self._absent(key, default)
+        value = self.metadata[key]
         if count is not None and isinstance(value, builtins.int) and not isinstance(value, builtins.bool):
             self._check_range(key, value, minimum, maximum)
             return np.full(count, value, np.int64)
@@ -251,9 +251,9 @@ class TypedKeys:
         count: builtins.int | None = None,
     ) -> NDArray[np.float32] | None:
         """An array of finite floating-point numbers, float32 [n]; the options are those of ints()."""
-        value = self._value(key, default)
-        if value is REQUIRED:
-            return _given(default)
+        if key not in self.metadata:
+            return self._absent(key, default)
+        value = self.metadata[key]
         if count is not None and isinstance(value, builtins.float):
             value = np.full(count, value, np.float32)
         if not isinstance(value, np.ndarray) or not (value.dtype.kind == "f" or value.size == 0):
@@ -265,13 +265,10 @@ class TypedKeys:
         self._check_array(key, array, minimum, maximum, count)
         return array
 
-    def _value(self, key: builtins.str, default: Any) -> Any:
-        """The value of a key, or REQUIRED where it is absent and has a default."""
-        if key in self.metadata:
-            return self.metadata[key]
+    def _absent(self, key: builtins.str, default: _Default | _Required) -> _Default:
         if default is REQUIRED:
             raise ModelFileError(f"{self.path.name}: the key {key} is missing.", _DAMAGED)
-        return REQUIRED
+        return default
 
     def _check_array(
         self,
@@ -304,7 +301,3 @@ class TypedKeys:
 
     def _wrong(self, key: builtins.str, what: builtins.str) -> ModelFileError:
         return ModelFileError(f"{self.path.name}: the key {key} {what}.", _DAMAGED)
-
-
-def _given(default: Any) -> Any:
-    return default

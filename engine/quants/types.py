@@ -30,7 +30,9 @@ class QuantType:
         """Bytes of a row of n_values. Raises ValueError where that is not a whole number of blocks."""
         n_blocks, rest = divmod(n_values, self.block_size)
         if rest or n_values < 0:
-            raise ValueError(f"A row of {n_values} values is not a whole number of {self.name} blocks ({self.block_size}).")
+            raise ValueError(
+                f"A row of {n_values} values is not a whole number of {self.name} blocks ({self.block_size})."
+            )
         return n_blocks * self.block_bytes
 
     @property
