@@ -1,0 +1,62 @@
+"""Pieces that the block formats are made of. `blocks` is uint8 [n, block_bytes] throughout, one block per row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Blocks = NDArray[np.uint8]
+Values = NDArray[np.float32]
+
+Decode = Callable[[Blocks, Values], None]
+"""Writes float32 [n, block_size], given uint8 [n, block_bytes]."""
+
+Encode = Callable[[Values], Blocks]
+"""Gives uint8 [n, block_bytes], given float32 [n, block_size]."""
+
+
+def halves(blocks: Blocks, at: int, count: int = 1) -> Values:
+    """float32 [n, count]: the F16 numbers from byte `at` on."""
+    return blocks[:, at : at + 2 * count].view(np.float16).astype(np.float32)
+
+
+def half_bytes(values: Values) -> Blocks:
+    """uint8 [n, 2 * count]: float32 [n, count] as F16. Too large a number becomes infinite, as in ggml."""
+    return values.astype(np.float16).view(np.uint8)
+
+
+def fields(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """Takes bytes [..., m] apart into [..., 8 / bits, m]: the low `bits` of every byte, then the next ones, and so on.
+
+    This is ggml's usual order: one byte holds values that lie m apart.
+    """
+    parts = 8 // bits
+    out = np.empty((*packed.shape[:-1], parts, packed.shape[-1]), np.uint8)
+    for part in range(parts):
+        np.right_shift(packed, bits * part, out=out[..., part, :])
+    if bits * (parts - 1) > 0:
+        np.bitwise_and(out, (1 << bits) - 1, out=out)
+    return out
+
+
+def pack_fields(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """The reverse of fields(): [..., 8 / bits, m] to [..., m]."""
+    packed = values[..., 0, :].copy()
+    for part in range(1, 8 // bits):
+        packed |= values[..., part, :] << (bits * part)
+    return packed
+
+
+def scaled(out: Values, quants: NDArray[np.uint8] | NDArray[np.int8], scales: Values) -> Values:
+    """out = quants * scales, each scale for an equal run of values.
+
+    out: float32 [n, k], contiguous. quants: n * k integers. scales: float32 [n, groups].
+    Returns out as [n, groups, k / groups], for a decoder that has something to add.
+    """
+    n, groups = scales.shape
+    grouped = out.reshape(n, groups, -1)
+    np.copyto(grouped, quants.reshape(grouped.shape))
+    np.multiply(grouped, scales[:, :, None], out=grouped)
+    return grouped
