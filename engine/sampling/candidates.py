@@ -1,0 +1,156 @@
+"""The tokens that may still be drawn, and the samplers that narrow or reweigh them.
+
+Each sampler takes candidates and returns candidates. Definitions are llama.cpp's (src/llama-sampling.cpp).
+Nothing sorts the whole vocabulary: where an order is needed, the front of it is selected first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Ids = NDArray[np.int64]
+
+COLUMNS = 64  # values that share one maximum when the front of a long array is looked for
+FIRST_FRONT = 256  # candidates that a cumulative sampler looks at first
+FRONT_GROWTH = 8
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """ids: int64 [n], or None where candidate i is token i (the whole vocabulary).
+    logits: float32 [n]; never empty; at least one is finite, none is NaN or +inf.
+    descending: the logits are known to descend.
+    """
+
+    ids: Ids | None
+    logits: Floats
+    descending: bool = False
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    def take(self, chosen: NDArray[Any], descending: bool) -> Candidates:
+        ids = chosen if self.ids is None else self.ids[chosen]
+        return Candidates(ids, self.logits[chosen], descending)
+
+    def max(self) -> np.float32:
+        return self.logits[0] if self.descending else self.logits.max()  # type: ignore[no-any-return]
+
+    def weights(self) -> Floats:
+        """exp(logit - largest logit), float32 [n]: the softmax without its division."""
+        weights: Floats = np.exp(self.logits - self.max())
+        return weights
+
+    def front(self, n: int) -> Candidates:
+        """The n largest logits, descending; of equal ones the earlier."""
+        if self.descending:
+            return self.take(np.arange(min(n, len(self))), True)
+        return self.take(smallest(-self.logits, n), True)
+
+
+def smallest(keys: Floats, n: int) -> Ids:
+    """Indices of the n smallest keys, ascending by key; of equal keys the earlier comes first."""
+    if n < len(keys):
+        candidates = np.flatnonzero(keys <= _bound(keys, n))
+        return candidates[np.argsort(keys[candidates], kind="stable")[:n]]
+    return np.argsort(keys, kind="stable")
+
+
+def _bound(keys: Floats, n: int) -> np.float32:
+    """A bound that at least n keys do not exceed, and few more than n.
+
+    The minima of disjoint groups are keys themselves, so the n-th smallest of them is such a bound; it costs
+    one pass instead of a partition of everything.
+    """
+    groups = len(keys) // COLUMNS
+    if groups >= 4 * n:
+        keys = keys[: groups * COLUMNS].reshape(COLUMNS, groups).min(axis=0)
+    return np.partition(keys, n - 1)[n - 1]  # type: ignore[no-any-return]
+
+
+def top_k(candidates: Candidates, k: int) -> Candidates:
+    """Keeps the k most likely; k <= 0 keeps all."""
+    return candidates.front(k) if 0 < k < len(candidates) else candidates
+
+
+def top_p(candidates: Candidates, p: float) -> Candidates:
+    """Keeps the fewest most likely tokens whose probabilities add up to p or more (Holtzman et al. 2019)."""
+    if p >= 1.0:
+        return candidates
+    wanted = p * candidates.weights().sum(dtype=np.float64)
+    highest = candidates.max()
+    size = FIRST_FRONT
+    while True:
+        front = candidates.front(size)
+        sums = np.cumsum(np.exp(front.logits - highest), dtype=np.float64)
+        if sums[-1] >= wanted or len(front) == len(candidates):
+            kept = int(np.searchsorted(sums, wanted)) + 1
+            return front.take(np.arange(min(kept, len(front))), True)
+        size *= FRONT_GROWTH
+
+
+def min_p(candidates: Candidates, p: float) -> Candidates:
+    """Keeps tokens at least p times as likely as the most likely one."""
+    if p <= 0.0:
+        return candidates
+    kept = np.flatnonzero(candidates.logits >= candidates.max() + np.float32(math.log(p)))
+    return candidates.take(kept, candidates.descending)
+
+
+def typical_p(candidates: Candidates, p: float) -> Candidates:
+    """Keeps the tokens whose surprise is nearest to the expected one, until they add up to more than p
+    (Meister et al. 2022)."""
+    if p >= 1.0:
+        return candidates
+    weights = candidates.weights()
+    total = weights.sum(dtype=np.float64)
+    surprise = (np.float32(math.log(total)) + candidates.max()) - candidates.logits
+    possible = weights > 0
+    expected = float(np.sum(weights[possible] * surprise[possible], dtype=np.float64) / total)
+    distance = np.abs(surprise - np.float32(expected))
+    size = FIRST_FRONT
+    while True:
+        nearest = smallest(distance, size)
+        sums = np.cumsum(weights[nearest], dtype=np.float64)
+        if sums[-1] > p * total or len(nearest) == len(candidates):
+            kept = int(np.searchsorted(sums, p * total, side="right")) + 1
+            return candidates.take(nearest[:kept], False)
+        size *= FRONT_GROWTH
+
+
+def temperature(candidates: Candidates, value: float) -> Candidates:
+    """Divides the logits by value > 0. They are first moved so that the largest is 0, which keeps them finite."""
+    divisor = np.float32(max(value, float(np.finfo(np.float32).tiny)))
+    with np.errstate(over="ignore"):
+        scaled = (candidates.logits - candidates.max()) / divisor
+    return Candidates(candidates.ids, scaled, candidates.descending)
+
+
+def penalties(
+    candidates: Candidates, window: Sequence[int], repeat: float, presence: float, frequency: float
+) -> Candidates:
+    """Lowers the logits of the tokens in the window: a logit is divided by `repeat` (multiplied where negative),
+    then reduced by `presence` and by `frequency` times the token's count."""
+    if not window or (repeat == 1.0 and presence == 0.0 and frequency == 0.0):
+        return candidates
+    tokens, counts = np.unique(np.asarray(window, np.int64), return_counts=True)
+    if candidates.ids is None:
+        places = tokens
+    else:
+        places = np.flatnonzero(np.isin(candidates.ids, tokens))
+        counts = counts[np.searchsorted(tokens, candidates.ids[places])]
+    old = candidates.logits[places]
+    logits = candidates.logits.copy()
+    logits[places] = (
+        np.where(old > 0, old / np.float32(repeat), old * np.float32(repeat))
+        - counts.astype(np.float32) * np.float32(frequency)
+        - np.float32(presence)
+    )
+    return Candidates(candidates.ids, logits, False)

@@ -1,0 +1,65 @@
+"""Checks of the settings a request brings."""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral, Real
+from typing import Any
+
+from engine.api import DEFAULT_SAMPLERS, SamplingParams
+from engine.errors import RequestError
+
+
+def check_params(params: SamplingParams, n_vocab: int) -> None:
+    """Raises RequestError, naming the setting, its value and what it may be."""
+    _number("temperature", params.temperature, "a number from 0 up", low=0.0)
+    _number("top_p", params.top_p, "a number from 0 to 1", low=0.0, high=1.0)
+    _number("min_p", params.min_p, "a number from 0 to 1", low=0.0, high=1.0)
+    _number("typical_p", params.typical_p, "a number from 0 to 1", low=0.0, high=1.0)
+    if _number("repeat_penalty", params.repeat_penalty, "a number above 0 (1 is off)") <= 0:
+        raise _refusal("repeat_penalty", params.repeat_penalty, "a number above 0 (1 is off)")
+    _number("presence_penalty", params.presence_penalty, "a finite number (0 is off)")
+    _number("frequency_penalty", params.frequency_penalty, "a finite number (0 is off)")
+    _integer("top_k", params.top_k, "a whole number (0 is off)")
+    _integer("repeat_last_n", params.repeat_last_n, "a whole number from -1 (everything) up; 0 is off", low=-1)
+    if params.seed is not None:
+        _integer("seed", params.seed, "a whole number from 0 up, or none", low=0)
+    _check_order(params.samplers)
+    for token, bias in params.logit_bias.items():
+        if not _is(token, Integral) or not 0 <= token < n_vocab:
+            raise RequestError(
+                f"logit_bias names the token {token!r}, but this model's tokens are 0 to {n_vocab - 1}.",
+                "Remove that entry.",
+            )
+        if not _is(bias, Real) or math.isnan(bias) or bias == math.inf:
+            raise _refusal(f"logit_bias of token {token}", bias, "a number, or minus infinity to ban the token")
+
+
+def _check_order(samplers: Any) -> None:
+    if isinstance(samplers, str):
+        raise _refusal("samplers", samplers, "a list of names")
+    known = ", ".join(DEFAULT_SAMPLERS)
+    for name in samplers:
+        if name not in DEFAULT_SAMPLERS:
+            raise RequestError(f"samplers names {name!r}, which is no sampler.", f"Known are {known}.")
+    if len(set(samplers)) != len(samplers):
+        raise RequestError(f"samplers lists a sampler twice: {', '.join(samplers)}.", "Name each at most once.")
+
+
+def _number(name: str, value: Any, wanted: str, low: float = -math.inf, high: float = math.inf) -> float:
+    if not _is(value, Real) or not math.isfinite(value) or not low <= value <= high:
+        raise _refusal(name, value, wanted)
+    return float(value)
+
+
+def _integer(name: str, value: Any, wanted: str, low: float = -math.inf) -> None:
+    if not _is(value, Integral) or value < low:
+        raise _refusal(name, value, wanted)
+
+
+def _is(value: Any, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _refusal(name: str, value: Any, wanted: str) -> RequestError:
+    return RequestError(f"{name} is {value!r}, but it has to be {wanted}.", f"Change {name}.")
