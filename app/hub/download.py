@@ -52,7 +52,7 @@ class Retry:
     max_retry_after_s: float = 90.0  # longer waits asked for by a server are left to the person
 
     def delay_s(self, failures: int) -> float:
-        delay = min(self.max_delay_s, self.first_delay_s * 2 ** (failures - 1))
+        delay = min(self.max_delay_s, self.first_delay_s * 2.0 ** (failures - 1))
         return delay * random.uniform(0.75, 1.25)  # noqa: S311 - spreads load, guards no secret
 
 

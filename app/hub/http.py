@@ -74,7 +74,9 @@ class Reply:
     status and headers are the last hop's; `chunks()` yields the body.
     """
 
-    def __init__(self, url: str, headers: Mapping[str, str], head_timeout: float, cancel: threading.Event | None) -> None:
+    def __init__(
+        self, url: str, headers: Mapping[str, str], head_timeout: float, cancel: threading.Event | None
+    ) -> None:
         self.url = url
         self.linked: dict[str, str] = {}
         self._cancel = cancel
@@ -199,7 +201,7 @@ def _tls_context() -> ssl.SSLContext:
 
 
 def _open(request: urllib.request.Request) -> Any:
-    """The response, whatever its status; its connection's time-out is SOCKET_TIMEOUT_S. Proxies come from the environment."""
+    """The response, whatever its status. Proxies come from the environment."""
     opener = urllib.request.build_opener(_NoRedirect, urllib.request.HTTPSHandler(context=_tls_context()))
     try:
         return opener.open(request, timeout=SOCKET_TIMEOUT_S)

