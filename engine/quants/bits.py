@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,11 +42,11 @@ def fields(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     return out
 
 
-def pack_fields(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
-    """The reverse of fields(): [..., 8 / bits, m] to [..., m]."""
-    packed = values[..., 0, :].copy()
+def pack_fields(values: NDArray[np.integer[Any]], bits: int) -> NDArray[np.uint8]:
+    """The reverse of fields(): [..., 8 / bits, m] of at most `bits` bits each to [..., m]."""
+    packed = values[..., 0, :].astype(np.uint8)
     for part in range(1, 8 // bits):
-        packed |= values[..., part, :] << (bits * part)
+        packed |= values[..., part, :].astype(np.uint8) << (bits * part)
     return packed
 
 

@@ -65,8 +65,9 @@ UE4M3_HALVED = _ue4m3()
 
 def pair_table(values: NDArray[np.int8]) -> NDArray[np.uint16]:
     """uint16 [0x1000]: for two 4-bit codes in the bytes of a 16-bit index, the bytes of their two values."""
-    codes = np.arange(0x1000, dtype=np.uint16)[:, None].view(np.uint8) & 15
-    return values[codes].view(np.uint16).reshape(-1)
+    codes = np.arange(0x1000, dtype=np.uint16).view(np.uint8) & 15
+    table: NDArray[np.uint16] = values[codes].view(np.uint16)
+    return table
 
 
 _PAIRS = {id(values): pair_table(values) for values in (IQ4_VALUES, FP4_VALUES)}

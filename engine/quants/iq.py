@@ -126,7 +126,7 @@ def _joined(low: Blocks, high: Blocks, bits: int) -> NDArray[np.uint16]:
     per_byte = low.shape[1] // high.shape[1]
     shifts = np.arange(0, bits * per_byte, bits, dtype=np.uint16)
     upper = high[:, :, None] >> shifts & ((1 << bits) - 1)
-    return low | (upper << 8).reshape(low.shape)
+    return (low | (upper << 8).reshape(low.shape)).astype(np.uint16, copy=False)
 
 
 def _signs7(words: NDArray[np.integer]) -> NDArray[np.integer]:

@@ -71,42 +71,77 @@ def _with_minimums(
     scale, minimum = (part.reshape(n, groups) for part in _fit_with_minimum(grouped, steps))
     d, scales = _quantised_scales(scale, scale_steps)
     dmin, minimums = _quantised_scales(minimum, scale_steps)
-    step = (d * scales).reshape(-1, 1)
-    q = _nearest(grouped + (dmin * minimums).reshape(-1, 1), step, 0, steps)
-    return d, dmin, scales, minimums, q.astype(np.uint8).reshape(n, groups, -1)
+    scales, minimums = _neighbouring_codes(grouped, d, dmin, scales, minimums, steps, scale_steps)
+    step, offset = (d * scales).reshape(-1, 1), (dmin * minimums).reshape(-1, 1)
+    q = _nearest(grouped + offset, step, 0, steps)
+    return d, dmin, scales.astype(np.uint8), minimums.astype(np.uint8), q.astype(np.uint8).reshape(n, groups, -1)
+
+
+def _neighbouring_codes(
+    x: Values, d: Values, dmin: Values, scales: Values, minimums: Values, steps: int, scale_steps: int
+) -> tuple[Values, Values]:
+    """The codes [n, groups] next to the given ones that leave the least error once the values are rounded with them.
+
+    Rounding scale and minimum apart is not the best: an error of one can make up for that of the other.
+    """
+    best_error = np.full((len(x), 1), np.inf, np.float32)
+    best_scales, best_minimums = scales, minimums
+    for scale_shift in (0, -1, 1):
+        for minimum_shift in (0, -1, 1):
+            some_scales = np.clip(scales + scale_shift, 0, scale_steps)
+            some_minimums = np.clip(minimums + minimum_shift, 0, scale_steps)
+            step, offset = (d * some_scales).reshape(-1, 1), (dmin * some_minimums).reshape(-1, 1)
+            error = _squared(step * _nearest(x + offset, step, 0, steps) - offset - x)
+            better = (error < best_error).reshape(scales.shape)
+            best_error = np.minimum(error, best_error)
+            best_scales = np.where(better, some_scales, best_scales)
+            best_minimums = np.where(better, some_minimums, best_minimums)
+    return best_scales, best_minimums
 
 
 def _fit_with_minimum(x: Values, steps: int) -> tuple[Values, Values]:
-    """scale >= 0 and minimum >= 0 with scale * q - minimum near x, q of 0..steps."""
+    """scale >= 0 and minimum >= 0 with scale * q - minimum near x, q of 0..steps.
+
+    From several starting points (the range of x stretched, its lower end moved so that an outlier counts for less),
+    rounding and least squares take turns; the best of all is kept.
+    """
     low = np.minimum(x.min(axis=1, keepdims=True), 0)
-    span = np.maximum(x.max(axis=1, keepdims=True), 0) - low
-    size = np.float32(x.shape[1])
+    high = np.maximum(x.max(axis=1, keepdims=True), 0)
     sum_x = x.sum(axis=1, keepdims=True)
-    best_scale, best_minimum = span / np.float32(steps), -low
-    best_error = _squared(best_scale * _nearest(x - low, best_scale, 0, steps) + low - x)
-    for stretch in np.linspace(-1, 1, 21, dtype=np.float32):
-        q = _nearest(x - low, span / np.maximum(steps + stretch, 1), 0, steps)
-        sum_q, sum_qq = q.sum(axis=1, keepdims=True), _squared(q)
-        sum_xq = (x * q).sum(axis=1, keepdims=True)
-        # Least squares for scale and minimum given q; where the minimum would be negative, for the scale alone.
-        det = np.maximum(size * sum_qq - sum_q * sum_q, _TINY)
-        scale = (size * sum_xq - sum_x * sum_q) / det
-        minimum = (sum_q * sum_xq - sum_qq * sum_x) / det
-        alone = sum_xq / np.maximum(sum_qq, _TINY)
-        scale = np.maximum(np.where(minimum < 0, alone, scale), 0)
-        minimum = np.maximum(minimum, 0)
-        error = _squared(scale * q - minimum - x)
-        better = error < best_error
-        best_error = np.where(better, error, best_error)
-        best_scale = np.where(better, scale, best_scale)
-        best_minimum = np.where(better, minimum, best_minimum)
+    best_error = np.full_like(low, np.inf)
+    best_scale, best_minimum = np.zeros_like(low), np.zeros_like(low)
+    for share in np.array([1, 0.75, 1.25, 0.5], np.float32):
+        for stretch in np.linspace(-1, 1, 7, dtype=np.float32):
+            minimum = -low * share
+            scale = (high + minimum) / np.maximum(steps + stretch, 1)
+            for turn in range(3):
+                q = _nearest(x + minimum, scale, 0, steps)
+                error = _squared(scale * q - minimum - x)
+                better = error < best_error
+                best_error = np.where(better, error, best_error)
+                best_scale = np.where(better, scale, best_scale)
+                best_minimum = np.where(better, minimum, best_minimum)
+                if turn < 2:
+                    scale, minimum = _least_squares(x, sum_x, q)
     return best_scale, best_minimum
 
 
-def _quantised_scales(scales: Values, steps: int) -> tuple[Values, NDArray[np.uint8]]:
+def _least_squares(x: Values, sum_x: Values, q: Values) -> tuple[Values, Values]:
+    """The best scale and minimum for given q, neither below 0."""
+    size = np.float32(x.shape[1])
+    sum_q, sum_qq = q.sum(axis=1, keepdims=True), _squared(q)
+    sum_xq = (x * q).sum(axis=1, keepdims=True)
+    det = np.maximum(size * sum_qq - sum_q * sum_q, _TINY)
+    scale = (size * sum_xq - sum_x * sum_q) / det
+    minimum = (sum_q * sum_xq - sum_qq * sum_x) / det
+    without_minimum = sum_xq / np.maximum(sum_qq, _TINY)
+    return np.maximum(np.where(minimum < 0, without_minimum, scale), 0), np.maximum(minimum, 0)
+
+
+def _quantised_scales(scales: Values, steps: int) -> tuple[Values, Values]:
     """d [n, 1] as F16 will hold it, and codes of 0..steps with d * code near scales [n, groups]."""
     d = _as_half(scales.max(axis=1, keepdims=True) / np.float32(steps))
-    return d, _nearest(scales, d, 0, steps).astype(np.uint8)
+    return d, _nearest(scales, d, 0, steps)
 
 
 # ---- value = d * scale * (q - levels)
@@ -151,7 +186,8 @@ def _nearest(x: Values, step: Values, low: int, high: int) -> Values:
 
 
 def _squared(x: Values) -> Values:
-    return np.einsum("ij,ij->i", x, x)[:, None]
+    total: Values = np.einsum("ij,ij->i", x, x)
+    return total[:, None]
 
 
 def _as_half(d: Values) -> Values:

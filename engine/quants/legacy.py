@@ -1,7 +1,7 @@
 """The plain floats, and ggml's first block formats: 32 values with one scale and perhaps one minimum.
 
-In the blocks below, byte l holds value l in its low half and value l + 16 in its high half; a fifth bit lies in a 32-bit
-word apart. All results are bit-exact with ggml: a product of an F16 scale with so short an integer fits a float32, so
+In the blocks below, byte l holds value l in its low half and value l + 16 in its high half; a fifth bit lies in a
+32-bit word apart. All results are bit-exact with ggml: a product of an F16 scale with so short an integer fits a float32, so
 only the addition rounds.
 """
 
