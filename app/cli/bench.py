@@ -1,0 +1,174 @@
+"""`realm bench`: speed and memory of a model on a device."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+from app.cli.answers import answer_request
+from app.cli.memory import peak_memory_bytes
+from app.cli.models import loaded_engine, wait_for
+from app.cli.options import add_device_arguments, add_json_argument, add_model_argument
+from app.cli.terminal import ProgressBar, bytes_text, printable, write_json
+from engine.api import Figures, GenerateRequest, ModelInfo, SamplingParams
+from engine.batch import LoadedModel
+from engine.engine import Engine
+from engine.measure import Speed, measure_decode, measure_prefill, random_tokens
+from engine.tokenizer import Tokenizer
+
+_WARM_UP_TOKENS = 8
+_GREEDY = SamplingParams(temperature=0)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Measures a prefill of random tokens and a greedy decode, each after a warm-up, first as a request is served "
+        "and then the bare steps of the model. The figures are medians over the repetitions."
+    )
+    add_model_argument(parser)
+    parser.add_argument("-p", "--prompt-tokens", type=_at_least(1), default=512, metavar="N", help="prefill (512)")
+    parser.add_argument("-n", "--decode-tokens", type=_at_least(2), default=128, metavar="N", help="decode (128)")
+    parser.add_argument("-r", "--repetitions", type=_at_least(1), default=5, metavar="N", help="repetitions (5)")
+    parser.add_argument("--seed", type=int, default=1, metavar="S", help="seed of the random prompts (1)")
+    add_device_arguments(parser, context=False)
+    add_json_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    n_prompt, n_decode, repetitions = args.prompt_tokens, args.decode_tokens, args.repetitions
+    bar = ProgressBar("bench")
+    with loaded_engine(args.model, args.device, max(n_prompt + 1, n_decode + 2)) as (engine, info):
+        facts = wait_for(engine.call(_facts, uses_kv=False))
+        prompts = [
+            random_tokens(info.vocab_size, n_prompt, args.seed + i, facts["avoid"]) for i in range(repetitions + 1)
+        ]
+        total = 2 * (repetitions + 1) + 2
+        prefills: list[Figures] = []
+        decodes: list[Figures] = []
+        try:
+            for index, prompt in enumerate(prompts):  # different prompts: none finds the keys of another in the cache
+                bar.update(index / total, "prefill")
+                prefills.append(_serve(engine, prompt, 1))
+            for index in range(repetitions + 1):
+                bar.update((repetitions + 1 + index) / total, "decode")
+                first = prompts[index][:1]
+                decodes.append(_serve(engine, first, n_decode + 1 if index else min(n_decode, _WARM_UP_TOKENS) + 1))
+            prefill_model, decode_model = wait_for(
+                engine.call(
+                    lambda model, _: (
+                        measure_prefill(model, prompts[0], repetitions),
+                        measure_decode(model, prompts[0][0], n_decode, repetitions),
+                    )
+                ),
+                lambda: bar.update(1 - 2 / total, "bare steps"),
+            )
+        finally:
+            bar.clear()
+        memory = peak_memory_bytes()
+    prefill_rates = [f.prefill_tokens_per_s for f in prefills[1:]]
+    decode_rates = [f.decode_tokens_per_s for f in decodes[1:]]
+    answer = _answer(info, facts, prefill_rates, decode_rates, prefill_model, decode_model)
+    answer |= {
+        "n_prompt": n_prompt,
+        "n_decode": n_decode,
+        "repetitions": repetitions,
+        "peak_memory_bytes": memory,
+        "time_to_first_token_s": median(f.time_to_first_token_s for f in prefills[1:]),
+    }
+    if args.json:
+        write_json(answer)
+    else:
+        print(printable(_text(answer)))
+    return 0
+
+
+def _serve(engine: Engine, prompt: Sequence[int], max_tokens: int) -> Figures:
+    """Serves one greedy request the way a chat is served; returns what the engine measured."""
+    request = GenerateRequest(prompt_tokens=prompt, sampling=_GREEDY, max_tokens=max_tokens, ignore_eos=True)
+    return answer_request(engine, request).figures
+
+
+def _facts(model: LoadedModel, tokenizer: Tokenizer) -> dict[str, Any]:
+    end = frozenset(tokenizer.end_tokens) | {token for token in (tokenizer.bos, tokenizer.eos) if token is not None}
+    return {
+        "avoid": end,
+        "bytes_per_token": model.weight_bytes_per_token,
+        "bandwidth": model.read_bandwidth(),
+    }
+
+
+def _answer(
+    info: ModelInfo,
+    facts: dict[str, Any],
+    prefill: Sequence[float],
+    decode: Sequence[float],
+    prefill_model: Speed,
+    decode_model: Speed,
+) -> dict[str, Any]:
+    bytes_per_s = median(decode) * facts["bytes_per_token"]
+    bandwidth = facts["bandwidth"]
+    return {
+        "model": str(info.path),
+        "architecture": info.architecture,
+        "quantisation": info.quantisation,
+        "parameters": info.parameters,
+        "file_bytes": info.file_bytes,
+        "device": info.device.id,
+        "device_name": info.device.name,
+        "kernel_variant": info.device.variants[0] if info.device.variants else "",
+        "prefill_tokens_per_s": median(prefill),
+        "prefill_tokens_per_s_min": min(prefill),
+        "prefill_tokens_per_s_max": max(prefill),
+        "decode_tokens_per_s": median(decode),
+        "decode_tokens_per_s_min": min(decode),
+        "decode_tokens_per_s_max": max(decode),
+        "decode_gb_per_s": bytes_per_s / 1e9,
+        "read_bandwidth_gb_per_s": None if bandwidth is None else bandwidth / 1e9,
+        "decode_bandwidth_share": None if not bandwidth else bytes_per_s / bandwidth,
+        "model_prefill_tokens_per_s": prefill_model.median_rate,
+        "model_decode_tokens_per_s": decode_model.median_rate,
+        "load_s": info.load_s,
+        "weight_bytes": info.weight_bytes,
+        "kv_bytes": info.kv_bytes,
+        "scratch_bytes": info.scratch_bytes,
+    }
+
+
+def _text(answer: dict[str, Any]) -> str:
+    share = answer["decode_bandwidth_share"]
+    bandwidth = answer["read_bandwidth_gb_per_s"]
+    of_measured = "" if share is None else f", {share:.0%} of the {bandwidth:.1f} GB/s measured"
+    variant = f", kernels {answer['kernel_variant']}" if answer["kernel_variant"] else ""
+    return "\n".join(
+        (
+            f"{answer['model']} "
+            f"({answer['architecture']}, {answer['quantisation']}, {bytes_text(answer['file_bytes'])})",
+            f"on {answer['device']}: {answer['device_name']}{variant}",
+            f"prefill  {_rates(answer, 'prefill')}  {answer['n_prompt']} tokens, first token after "
+            f"{answer['time_to_first_token_s']:.2f} s; bare steps {answer['model_prefill_tokens_per_s']:.1f}",
+            f"decode   {_rates(answer, 'decode')}  {answer['n_decode']} tokens, {answer['decode_gb_per_s']:.1f} GB/s"
+            f"{of_measured}; bare steps {answer['model_decode_tokens_per_s']:.1f}",
+            f"load     {answer['load_s']:.2f} s",
+            f"memory   {bytes_text(answer['peak_memory_bytes'])} at the peak of the process; on the device "
+            f"{bytes_text(answer['weight_bytes'])} weights, {bytes_text(answer['kv_bytes'])} KV cache, "
+            f"{bytes_text(answer['scratch_bytes'])} scratch",
+        )
+    )
+
+
+def _rates(answer: dict[str, Any], what: str) -> str:
+    name = f"{what}_tokens_per_s"
+    return f"{answer[name]:8.1f} tokens/s ({answer[name + '_min']:.1f} to {answer[name + '_max']:.1f})"
+
+
+def _at_least(minimum: int) -> Any:
+    def number(text: str) -> int:
+        value = int(text)
+        if value < minimum:
+            raise argparse.ArgumentTypeError(f"{text} is less than {minimum}")
+        return value
+
+    number.__name__ = "whole number"
+    return number

@@ -1,0 +1,63 @@
+"""`realm chat`: a chat in the terminal, in the same history as the window."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from app.cli.chat_session import ChatSession
+from app.cli.models import installed_starter, load, model_path, open_engine
+from app.cli.options import add_device_arguments, add_model_argument, add_sampling_arguments, given_options
+from app.cli.prompt import PipedLines, TypedLines
+from app.cli.terminal import bytes_text, is_terminal
+from app.store import ChatStore
+from engine.api import LoadOptions
+from engine.errors import RequestError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Chats with a model in the terminal. Without a terminal each line of stdin is a message. "
+        "/help tells the commands; Ctrl-C stops an answer, Ctrl-D leaves."
+    )
+    add_model_argument(parser, required=False)
+    parser.add_argument("--continue", dest="resume", action="store_true", help="go on with the chat changed last")
+    parser.add_argument("--system", metavar="TEXT", help="what the model is told before the chat")
+    add_device_arguments(parser)
+    add_sampling_arguments(parser, ignore_eos=False)
+
+
+def run(args: argparse.Namespace) -> int:
+    typed = is_terminal(sys.stdin)
+    path = model_path(args.model) if args.model else default_model(ask=typed and is_terminal(sys.stderr))
+    load_options = LoadOptions(device=args.device, context_length=args.context_length)
+    with ChatStore.open() as store, open_engine() as engine:
+        info = load(engine, path, load_options)
+        session = ChatSession(engine, store, info, load_options, given_options(args), args.system)
+        try:
+            if args.resume:
+                session.open_latest()
+            return session.run(TypedLines() if typed else PipedLines(), typed=typed)
+        finally:
+            session.close()
+
+
+def default_model(*, ask: bool) -> Path:
+    """The starter model, fetched first where a person at the terminal agrees. RequestError when there is none."""
+    path = installed_starter()
+    if path is not None:
+        return path
+    if ask:
+        from app.cli.fetch_starter import fetch_with_progress
+        from app.hub.starter import STARTER
+
+        size = bytes_text(STARTER.size)
+        sys.stderr.write(f"There is no model yet. Download the starter model, {STARTER.name} ({size})? [Y/n] ")
+        sys.stderr.flush()
+        if sys.stdin.readline().strip().lower() in ("", "y", "yes"):
+            return fetch_with_progress()
+    raise RequestError(
+        "There is no model to chat with yet.",
+        "`realm fetch-starter` brings a small one, or give the path of a GGUF file with --model.",
+    )

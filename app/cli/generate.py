@@ -1,0 +1,76 @@
+"""`realm generate`: tokens from a prompt, with every setting."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from app.cli.answers import answer_request, figures_line
+from app.cli.input import answer_lines, messages_file, token_list
+from app.cli.models import loaded_engine
+from app.cli.options import (
+    add_device_arguments,
+    add_json_argument,
+    add_model_argument,
+    add_sampling_arguments,
+    generate_request,
+    given_options,
+)
+from app.cli.terminal import say, write_answer, write_json
+from engine.errors import RequestError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Generates tokens from a text, from token ids, or from the messages of a chat."
+    add_model_argument(parser)
+    prompt = parser.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", metavar="TEXT", help="raw text; special tokens in it are not read as such")
+    prompt.add_argument("--prompt-tokens", metavar="1,2,3", type=token_list, help="token ids, taken as they are")
+    prompt.add_argument(
+        "--messages",
+        metavar="FILE",
+        type=Path,
+        help="a JSON array of messages, put through the model's chat template",
+    )
+    add_device_arguments(parser)
+    add_sampling_arguments(parser)
+    parser.add_argument(
+        "--jsonl",
+        action="store_true",
+        help="an object per line in, with prompt, prompt_tokens or messages and the settings under the same names "
+        "(max_tokens, top_k, ...); an answer per line out",
+    )
+    add_json_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    options = given_options(args)
+    if isinstance(options.get("messages"), Path):
+        options["messages"] = messages_file(options["messages"])["messages"]
+    if args.jsonl:
+        for name in ("prompt", "prompt_tokens", "messages"):
+            if name in options:
+                raise RequestError(f"With --jsonl the prompts come on stdin; leave --{name.replace('_', '-')} out.")
+        request = None
+    else:
+        request = generate_request(options)
+    with loaded_engine(args.model, args.device, args.context_length) as (engine, info):
+        if request is None:
+
+            def answer_line(line: Any) -> Any:
+                if not isinstance(line, dict):
+                    raise RequestError("A line has to be a JSON object.")
+                return answer_request(engine, generate_request({**options, **line})).as_json()
+
+            return answer_lines(answer_line)
+        if args.json:
+            answer = answer_request(engine, request).as_json()
+            answer["timings"]["load_s"] = info.load_s
+            write_json(answer)
+            return 0
+        answered = answer_request(engine, request, write_answer)
+    if not answered.text.endswith("\n"):
+        print()
+    say(figures_line(answered.figures, answered.reason), "dim")
+    return 0

@@ -1,0 +1,105 @@
+"""`realm info MODEL`: what is in a model file, without loading it."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from typing import Any
+
+from app.cli.models import open_file
+from app.cli.options import add_json_argument
+from app.cli.terminal import bytes_text, count_text, printable, table, write_json
+from engine.gguf import GGUFFile
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Says what is in a model file: architecture, size, tensor types, vocabulary, template."
+    parser.add_argument("model", metavar="MODEL", help="path of a GGUF file, or the name starter")
+    parser.add_argument("--tensors", action="store_true", help="list the tensors too")
+    add_json_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    with open_file(args.model) as file:
+        facts = model_facts(file)
+        tensors = tensor_facts(file) if args.tensors else None
+        if args.json:
+            scalars = {k: v for k, v in file.metadata.items() if isinstance(v, bool | int | float | str)}
+            arrays = {key: file.value_types[key] for key in file.metadata if key not in scalars}
+            answer = {**facts, "metadata": scalars, "arrays": arrays}
+            write_json(answer if tensors is None else {**answer, "tensors": tensors})
+            return 0
+    print(table(_rows(facts)))
+    if tensors is not None:
+        print()
+        rows = [["tensor", "type", "shape", "size"]]
+        rows += [[t["name"], t["type"], " x ".join(map(str, t["shape"])), bytes_text(t["bytes"])] for t in tensors]
+        print(table(rows))
+    return 0
+
+
+def model_facts(file: GGUFFile) -> dict[str, Any]:
+    """What a person wants to know of a file first. Keys that a file lacks give None or 0."""
+    architecture = file.str("general.architecture", "")
+    prefix = f"{architecture}."
+    types: dict[str, dict[str, int]] = {}
+    for tensor in file.tensors.values():
+        entry = types.setdefault(tensor.type.name, {"tensors": 0, "parameters": 0, "bytes": 0})
+        entry["tensors"] += 1
+        entry["parameters"] += tensor.n_values
+        entry["bytes"] += tensor.nbytes
+    tokens = file.metadata.get("tokenizer.ggml.tokens")
+    weights = Counter({name: entry["parameters"] for name, entry in types.items()})
+    return {
+        "path": str(file.path),
+        "file_bytes": file.size,
+        "gguf_version": file.version,
+        "architecture": architecture,
+        "name": _scalar(file, "general.name"),
+        "license": _scalar(file, "general.license"),
+        "parameters": sum(weights.values()),
+        "quantisation": weights.most_common(1)[0][0] if weights else None,
+        "types": dict(sorted(types.items(), key=lambda item: -item[1]["bytes"])),
+        "layers": _scalar(file, prefix + "block_count"),
+        "embedding_length": _scalar(file, prefix + "embedding_length"),
+        "heads": _scalar(file, prefix + "attention.head_count"),
+        "kv_heads": _scalar(file, prefix + "attention.head_count_kv"),
+        "context_length": _scalar(file, prefix + "context_length"),
+        "vocab_size": len(tokens) if isinstance(tokens, list) else _scalar(file, prefix + "vocab_size"),
+        "tokenizer": {"model": _scalar(file, "tokenizer.ggml.model"), "pre": _scalar(file, "tokenizer.ggml.pre")},
+        "has_chat_template": isinstance(file.metadata.get("tokenizer.chat_template"), str),
+    }
+
+
+def tensor_facts(file: GGUFFile) -> list[dict[str, Any]]:
+    return [
+        {"name": t.name, "type": t.type.name, "shape": list(t.shape), "bytes": t.nbytes} for t in file.tensors.values()
+    ]
+
+
+def _scalar(file: GGUFFile, key: str) -> Any:
+    value = file.metadata.get(key)
+    return value if isinstance(value, bool | int | float | str) else None
+
+
+def _rows(facts: dict[str, Any]) -> list[list[str]]:
+    parameters = facts["parameters"]
+    types = ", ".join(f"{name} {100 * t['bytes'] / facts['file_bytes']:.0f} %" for name, t in facts["types"].items())
+    tokenizer = facts["tokenizer"]
+    rows = [
+        ("file", facts["path"]),
+        ("name", facts["name"]),
+        ("architecture", facts["architecture"]),
+        ("parameters", f"{count_text(parameters)} ({parameters})" if parameters else "none: a vocabulary only"),
+        ("size", f"{bytes_text(facts['file_bytes'])} ({facts['file_bytes']} bytes)"),
+        ("tensor types", types and f"{types} of the file"),
+        ("layers", facts["layers"]),
+        ("embedding", facts["embedding_length"]),
+        ("heads", facts["heads"] and f"{facts['heads']}, {facts['kv_heads'] or facts['heads']} of keys and values"),
+        ("context", facts["context_length"] and f"{facts['context_length']} tokens"),
+        ("vocabulary", facts["vocab_size"] and f"{facts['vocab_size']} tokens"),
+        ("tokenizer", " ".join(part for part in (tokenizer["model"], tokenizer["pre"]) if part)),
+        ("chat template", "yes" if facts["has_chat_template"] else "no"),
+        ("license", facts["license"]),
+    ]
+    return [[label, printable(str(value))] for label, value in rows if value not in (None, "")]

@@ -1,0 +1,203 @@
+"""The options that describe a request, the same on the command line and in a line of JSON."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+from app.cli.input import checked_messages, token_ids, whole_text
+from engine.api import GenerateRequest, SamplingParams
+from engine.errors import RequestError
+
+NEUTRAL = SamplingParams()
+
+# name: (flags after --name, type, metavar, help). Flags are llama.cpp's.
+_NUMBERS: dict[str, tuple[tuple[str, ...], type, str, str]] = {
+    "temperature": (("--temp",), float, "T", "0 takes the likeliest token each time (greedy)"),
+    "top_k": ((), int, "K", "keep the K likeliest tokens; 0 keeps all"),
+    "top_p": ((), float, "P", "keep the likeliest tokens that make up the probability P; 1 keeps all"),
+    "min_p": ((), float, "P", "keep tokens at least P times as likely as the likeliest; 0 keeps all"),
+    "typical_p": (("--typical",), float, "P", "locally typical sampling; 1 turns it off"),
+    "repeat_penalty": ((), float, "X", "divide the logits of recent tokens by X; 1 turns it off"),
+    "repeat_last_n": ((), int, "N", "how many recent tokens the penalties look at; 0 none, -1 the whole context"),
+    "presence_penalty": ((), float, "X", "subtract X from the logits of recent tokens"),
+    "frequency_penalty": ((), float, "X", "subtract X from a token's logit for each recent use"),
+    "seed": (("-s",), int, "S", "the same seed gives the same answer; -1 draws one"),
+}
+_REQUEST_OPTIONS = ("prompt", "prompt_tokens", "messages", "max_tokens", "stop", "ignore_eos")
+REQUEST_NAMES = frozenset((*_REQUEST_OPTIONS, *(field.name for field in fields(SamplingParams))))
+
+
+def add_model_argument(parser: argparse._ActionsContainer, *, required: bool = True) -> None:
+    parser.add_argument(
+        "--model", "-m", required=required, metavar="MODEL", help="path of a GGUF file, or the name starter"
+    )
+
+
+def add_device_arguments(parser: argparse.ArgumentParser, *, context: bool = True) -> None:
+    parser.add_argument(
+        "--device",
+        default="auto",
+        metavar="D",
+        help="opencl, numpy, auto (the default) or an id from `realm devices`",
+    )
+    if context:
+        parser.add_argument(
+            "--context-length",
+            "-c",
+            "--ctx-size",
+            type=int,
+            metavar="N",
+            help="tokens of context to make room for (default: the model's own, at most 8192)",
+        )
+
+
+def add_json_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="answer in JSON")
+
+
+def add_sampling_arguments(parser: argparse.ArgumentParser, *, ignore_eos: bool = True) -> None:
+    """Adds every setting of an answer. What is not given stays absent from the namespace."""
+    group = parser.add_argument_group("settings of the answer")
+    group.add_argument(
+        "--max-tokens",
+        "-n",
+        "--n-predict",
+        type=int,
+        metavar="N",
+        default=argparse.SUPPRESS,
+        help="the longest answer, in tokens (default: until the model stops or the context is full)",
+    )
+    for name, (more, kind, metavar, help_line) in _NUMBERS.items():
+        default = getattr(NEUTRAL, name)
+        text = help_line if default is None else f"{help_line} (default {default:g})"
+        flag = "--" + name.replace("_", "-")
+        group.add_argument(flag, *more, dest=name, type=kind, metavar=metavar, default=argparse.SUPPRESS, help=text)
+    group.add_argument(
+        "--logit-bias",
+        "-l",
+        action="append",
+        metavar="ID+X",
+        default=argparse.SUPPRESS,
+        help="add X to the logit of a token, 15043+1 or 15043-1 (repeatable)",
+    )
+    group.add_argument(
+        "--samplers",
+        metavar="A;B;...",
+        default=argparse.SUPPRESS,
+        help=f"the order of the chain (default {';'.join(NEUTRAL.samplers)}); one left out does not run",
+    )
+    group.add_argument(
+        "--stop",
+        action="append",
+        metavar="TEXT",
+        default=argparse.SUPPRESS,
+        help="end the answer before this text (repeatable)",
+    )
+    if ignore_eos:
+        group.add_argument(
+            "--ignore-eos", action="store_true", default=argparse.SUPPRESS, help="go on when the model would stop"
+        )
+
+
+def given_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The request options that the command line gave, by name."""
+    return {name: value for name, value in vars(args).items() if name in REQUEST_NAMES and value is not None}
+
+
+def sampling_params(options: Mapping[str, Any], base: SamplingParams = NEUTRAL) -> SamplingParams:
+    """`base` with the settings that `options` names. Raises RequestError for values of the wrong kind."""
+    values: dict[str, Any] = {}
+    for name, (_, kind, _, _) in _NUMBERS.items():
+        if name in options:
+            values[name] = _number(name, options[name], kind)
+    if values.get("seed") == -1:
+        values["seed"] = None
+    if "logit_bias" in options:
+        values["logit_bias"] = _logit_bias(options["logit_bias"])
+    if "samplers" in options:
+        values["samplers"] = _samplers(options["samplers"])
+    return replace(base, **values)
+
+
+def generate_request(options: Mapping[str, Any]) -> GenerateRequest:
+    """The request that `options` describe. Raises RequestError for unknown names and values of the wrong kind."""
+    unknown = sorted(set(options) - REQUEST_NAMES)
+    if unknown:
+        raise RequestError(f"There is no option {unknown[0]!r}.", f"Options are {', '.join(sorted(REQUEST_NAMES))}.")
+    given = [name for name in ("prompt", "prompt_tokens", "messages") if options.get(name) is not None]
+    if len(given) != 1:
+        raise RequestError(
+            f"A request needs exactly one of prompt, prompt_tokens and messages; this one has "
+            f"{' and '.join(given) if given else 'none'}."
+        )
+    prompt = options.get("prompt")
+    if prompt is not None:
+        if not isinstance(prompt, str):
+            raise RequestError("The prompt has to be a text.")
+        whole_text(prompt)
+    ids = options.get("prompt_tokens")
+    messages = options.get("messages")
+    max_tokens = options.get("max_tokens")
+    return GenerateRequest(
+        prompt=prompt,
+        prompt_tokens=None if ids is None else token_ids(ids, "prompt_tokens"),
+        messages=None if messages is None else checked_messages(messages),
+        sampling=sampling_params(options),
+        max_tokens=None if max_tokens is None else _number("max_tokens", max_tokens, int),
+        stop=stop_strings(options),
+        ignore_eos=_flag("ignore_eos", options.get("ignore_eos", False)),
+    )
+
+
+def stop_strings(options: Mapping[str, Any]) -> tuple[str, ...]:
+    stop = options.get("stop", ())
+    strings = [stop] if isinstance(stop, str) else stop
+    if not isinstance(strings, list | tuple) or not all(isinstance(s, str) for s in strings):
+        raise RequestError("stop has to be a text or an array of texts.")
+    return tuple(strings)
+
+
+def _number(name: str, value: Any, kind: type) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
+        wanted = "a whole number" if kind is int else "a number"
+        raise RequestError(f"{name} has to be {wanted}, not {value!r}.")
+    try:
+        return kind(value)
+    except OverflowError:
+        raise RequestError(f"{name} is too large.") from None
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise RequestError(f"{name} has to be true or false, not {value!r}.")
+    return value
+
+
+def _logit_bias(value: Any) -> dict[int, float]:
+    """{"15043": 1.5} as JSON has it, or ["15043+1.5"] as the command line does."""
+    if isinstance(value, Mapping):
+        pairs = list(value.items())
+    elif isinstance(value, list):
+        pairs = [_split_bias(item) for item in value]
+    else:
+        raise RequestError('logit_bias has to be an object such as {"15043": 1.5}.')
+    try:
+        return {int(token): float(bias) for token, bias in pairs}
+    except (TypeError, ValueError):
+        raise RequestError("logit_bias takes token ids and numbers, 15043+1.5 or 15043-inf.") from None
+
+
+def _split_bias(item: Any) -> tuple[str, str]:
+    match = re.fullmatch(r"\s*(\d+)\s*([+-].+)", str(item))
+    return (match[1], match[2]) if match else (str(item), "")
+
+
+def _samplers(value: Any) -> tuple[str, ...]:
+    names = value.split(";") if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise RequestError(f"samplers has to be a list of names such as {';'.join(NEUTRAL.samplers)}.")
+    return tuple(name.strip() for name in names if name.strip())

@@ -1,0 +1,44 @@
+"""`realm run MODEL "prompt"`: one prompt, one answer."""
+
+from __future__ import annotations
+
+import argparse
+
+from app.cli.answers import answer_request, figures_line
+from app.cli.input import decoded, stdin_bytes
+from app.cli.models import loaded_engine
+from app.cli.options import add_device_arguments, add_sampling_arguments, generate_request, given_options
+from app.cli.terminal import say, write_answer
+from engine.errors import RequestError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Answers one prompt through the chat template of the model."
+    parser.add_argument("model", metavar="MODEL", help="path of a GGUF file, or the name starter")
+    parser.add_argument("text", metavar="PROMPT", nargs="+", help="what to say to the model; - reads it from stdin")
+    parser.add_argument("--system", metavar="TEXT", help="what the model is told before the prompt")
+    add_device_arguments(parser)
+    add_sampling_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    text = " ".join(args.text)
+    if text == "-":
+        text = decoded(stdin_bytes(), "The prompt on stdin")
+    if not text.strip():
+        raise RequestError("The prompt is empty.", 'Say something, as in `realm run starter "Hello"`.')
+    options = given_options(args)
+    with loaded_engine(args.model, args.device, args.context_length) as (engine, info):
+        if info.has_chat_template:
+            system = [{"role": "system", "content": args.system}] if args.system else []
+            options["messages"] = [*system, {"role": "user", "content": text}]
+        else:
+            say("This model has no chat template; it continues the text of the prompt.")
+            if args.system:
+                raise RequestError("A model without a chat template takes no --system.")
+            options["prompt"] = text
+        answer = answer_request(engine, generate_request(options), write_answer)
+    if not answer.text.endswith("\n"):
+        print()
+    say(figures_line(answer.figures, answer.reason), "dim")
+    return 0
