@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -70,3 +70,25 @@ class LoadedModel(Protocol):
 
 Progress = Callable[[str, float, str], None]
 """progress(stage, fraction 0..1 of that stage, detail)."""
+
+
+def split_logit_rows(batch: Batch, most: int) -> list[Batch]:
+    """Cuts a batch so that no part wants more than `most` rows of logits; parts run one after the other."""
+    if len(batch.logit_rows) <= most:
+        return [batch]
+    parts = []
+    for first in range(0, len(batch.logit_rows), most):
+        wanted = batch.logit_rows[first : first + most]
+        start = 0 if first == 0 else int(batch.logit_rows[first - 1]) + 1
+        end = len(batch.tokens) if first + most >= len(batch.logit_rows) else int(wanted[-1]) + 1
+        rows = slice(start, end)
+        parts.append(
+            replace(
+                batch,
+                tokens=batch.tokens[rows],
+                positions=batch.positions[rows],
+                sequences=batch.sequences[rows],
+                logit_rows=(wanted - start).astype(np.int32),
+            )
+        )
+    return parts

@@ -1,0 +1,133 @@
+"""From a model file and a choice of device to a model that is ready to step."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.api import DeviceInfo, LoadOptions, ModelInfo
+from engine.architectures import read_architecture
+from engine.batch import KV_BLOCK, LoadedModel, Progress
+from engine.chat_template import ChatTemplate
+from engine.devices import choose_device, total_memory_bytes
+from engine.errors import ModelFileError, RequestError
+from engine.gguf import GGUFFile
+from engine.graph import Graph
+from engine.tokenizer import Tokenizer
+
+DEFAULT_CONTEXT = 8192
+"""Context length where neither the user nor the model says less."""
+
+NUMPY_BUDGET_BYTES = 2 << 30
+"""The numpy backend keeps at most this many bytes of expanded weights, or a quarter of the machine's memory."""
+
+
+@dataclass(frozen=True)
+class LoadedBundle:
+    model: LoadedModel
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    info: ModelInfo
+
+
+def load_model(
+    path: Path, options: LoadOptions, progress: Progress, cancelled: Callable[[], bool] = lambda: False
+) -> LoadedBundle:
+    """Opens, checks and loads a model.
+
+    Raises ModelFileError, UnsupportedModelError, TokenizerError, TemplateError, RequestError for a context length that
+    cannot be, and DeviceError. When `cancelled` turns true the load ends early with a model that must not be used;
+    its caller closes it.
+    """
+    began = time.perf_counter()
+    progress("reading", 0.0, path.name)
+    file = GGUFFile.open(path)
+    architecture = read_architecture(file)
+    graph = architecture.graph
+    tokenizer = Tokenizer.from_gguf(file)
+    template = ChatTemplate.from_gguf(file, tokenizer)
+    if tokenizer.n_vocab > graph.n_vocab:
+        raise ModelFileError(
+            f"The vocabulary of {path.name} has {tokenizer.n_vocab} tokens, "
+            f"but its tensor 'token_embd.weight' has only {graph.n_vocab} rows.",
+            "The file is damaged or was converted wrongly; download it again.",
+        )
+    context = _context_length(options, architecture.trained_context_length)
+    progress("reading", 1.0, path.name)
+    device = choose_device(options.device)
+    model = _place(file, graph, device, -(-context // KV_BLOCK), progress, cancelled)
+    memory = model.memory()
+    types = Counter[str]()
+    for info in file.tensors.values():
+        types[info.type.name] += info.n_values
+    notes = list(tokenizer.warnings)
+    if template is None:
+        notes.append("This model carries no chat template; a plain one is used.")
+    if context > architecture.trained_context_length:
+        notes.append(
+            f"The context of {context} tokens is longer than the {architecture.trained_context_length} "
+            "that the model was trained for; answers may lose coherence."
+        )
+    return LoadedBundle(
+        model,
+        tokenizer,
+        template,
+        ModelInfo(
+            path=path,
+            name=file.str("general.name", "") or path.stem,
+            architecture=architecture.name,
+            parameters=sum(types.values()),
+            quantisation=types.most_common(1)[0][0],
+            file_bytes=file.size,
+            context_length=context,
+            trained_context_length=architecture.trained_context_length,
+            vocab_size=graph.n_vocab,
+            device=model.device,
+            weight_bytes=memory.weight_bytes,
+            kv_bytes=memory.kv_bytes,
+            scratch_bytes=memory.scratch_bytes,
+            has_chat_template=template is not None,
+            load_s=time.perf_counter() - began,
+            notes=tuple(notes),
+        ),
+    )
+
+
+def _context_length(options: LoadOptions, trained: int) -> int:
+    if options.context_length is None:
+        return min(trained, DEFAULT_CONTEXT)
+    if not 1 <= options.context_length <= 1 << 22:
+        raise RequestError(
+            f"A context length of {options.context_length} tokens is not possible.",
+            f"Choose between 1 and {1 << 22}; the model was trained for {trained}.",
+        )
+    return options.context_length
+
+
+def _place(
+    file: GGUFFile,
+    graph: Graph,
+    device: DeviceInfo,
+    n_blocks: int,
+    progress: Progress,
+    cancelled: Callable[[], bool],
+) -> LoadedModel:
+    if device.id == "numpy":
+        from engine.backends.numpy_backend import NumpyModel
+
+        budget = min(NUMPY_BUDGET_BYTES, (total_memory_bytes() or 8 << 30) // 4)
+        return NumpyModel(
+            file,
+            graph,
+            n_blocks=n_blocks,
+            device=device,
+            budget_bytes=budget,
+            progress=progress,
+            cancelled=cancelled,
+        )
+    from engine.backends import opencl
+
+    return opencl.load(file, graph, device=device, n_blocks=n_blocks, progress=progress, cancelled=cancelled)
