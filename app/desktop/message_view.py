@@ -1,0 +1,203 @@
+"""The widget around the blocks of one message: the bubble, the actions that hovering shows, the note below."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from PySide6.QtCore import QEvent, QPointF, QRectF, QSize, Qt, QTimer, Signal
+from PySide6.QtGui import QEnterEvent, QPainter, QPaintEvent
+from PySide6.QtWidgets import QLabel, QToolButton, QWidget
+
+from app.desktop.icons import icon
+from app.desktop.theme import Themes
+
+if TYPE_CHECKING:
+    from app.desktop.message_item import MessageData
+
+ACTION_ROW = 38
+BUBBLE_X = 16
+BUBBLE_Y = 11
+
+
+class ActivityDots(QWidget):
+    """Three dots that breathe while an answer is on its way."""
+
+    def __init__(self, themes: Themes, parent: QWidget) -> None:
+        super().__init__(parent)
+        self._themes = themes
+        self._phase = 0
+        self._timer = QTimer(self, interval=160)
+        self._timer.timeout.connect(self._tick)
+        self.setFixedSize(30, 18)
+        self.setAccessibleName("Answer on its way")
+
+    def _tick(self) -> None:
+        self._phase = (self._phase + 1) % 6
+        self.update()
+
+    def showEvent(self, event: QEvent) -> None:
+        self._timer.start()
+
+    def hideEvent(self, event: QEvent) -> None:
+        self._timer.stop()
+
+    def paintEvent(self, event: QPaintEvent) -> None:
+        painter = QPainter(self)
+        painter.setRenderHint(QPainter.RenderHint.Antialiasing)
+        painter.setPen(Qt.PenStyle.NoPen)
+        for number in range(3):
+            color = self._themes.color("accent")
+            distance = (self._phase - number) % 6
+            color.setAlphaF((1.0, 0.75, 0.5, 0.32, 0.32, 0.5)[distance])
+            painter.setBrush(color)
+            painter.drawEllipse(QPointF(4 + number * 10, 9), 3, 3)
+        painter.end()
+
+
+class MessageView(QWidget):
+    """Shows a MessageData; its blocks are children that the MessageItem places."""
+
+    action = Signal(str, int)  # "copy", "edit", "regenerate" or "delete", and the message's id
+
+    def __init__(self, themes: Themes, parent: QWidget) -> None:
+        super().__init__(parent)
+        self.themes = themes
+        self.bubble_width = 0
+        self._bubble_bottom = 0
+        self._top = 0
+        self._hovered = False
+        self._always = False
+        self._role = ""
+        self._id = 0
+        self._buttons: dict[str, QToolButton] = {}
+        self.setMouseTracking(True)
+        self.dots = ActivityDots(themes, self)
+        self.activity = QLabel(self)
+        self.activity.setObjectName("activityLabel")
+        self.note = QLabel(self)
+        self.note.setObjectName("messageNote")
+        self.note.setWordWrap(True)
+        self.note.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        self.figures = QLabel(self)
+        self.figures.setObjectName("messageFigures")
+        for child in (self.dots, self.activity, self.note, self.figures):
+            child.hide()
+
+    def show_data(self, data: MessageData) -> None:
+        """Takes over role, notes and activity; the blocks come from the MessageItem."""
+        if data.role != self._role:
+            self._role = data.role
+            self._make_buttons()
+        self._id = data.id
+        self.setAccessibleName("Your message" if data.role == "user" else "Answer")
+        self._streaming = data.streaming
+        self.dots.setVisible(data.streaming)
+        self.activity.setText(data.activity)
+        self.activity.setVisible(data.streaming and bool(data.activity))
+        self.note.setText(data.note)
+        self.note.setProperty("problem", data.problem)
+        self.note.style().unpolish(self.note)
+        self.note.style().polish(self.note)
+        self.note.setVisible(bool(data.note) and not data.streaming)
+        self.figures.setText(data.figures)
+        self._show_actions()
+
+    def set_latest(self, latest: bool) -> None:
+        """The latest answer shows its actions all the time."""
+        if latest != self._always:
+            self._always = latest
+            self._show_actions()
+
+    def _make_buttons(self) -> None:
+        for button in self._buttons.values():
+            button.deleteLater()
+        self._buttons.clear()
+        own = self._role == "user"
+        for name, picture, tip in (
+            ("copy", "copy", "Copy the message"),
+            ("edit", "edit", "Edit and send again") if own else ("regenerate", "regenerate", "Answer again"),
+            ("delete", "trash", "Delete the message"),
+        ):
+            button = QToolButton(self)
+            button.setObjectName("messageAction")
+            button.setIcon(icon(picture, self.themes.current.text_faint))
+            button.setIconSize(QSize(17, 17))
+            button.setFixedSize(30, 28)
+            button.setToolTip(tip)
+            button.setAccessibleName(tip)
+            button.setCursor(Qt.CursorShape.PointingHandCursor)
+            button.setFocusPolicy(Qt.FocusPolicy.TabFocus)
+            button.clicked.connect(lambda _checked=False, name=name: self._act(name))
+            button.hide()
+            self._buttons[name] = button
+
+    def button(self, name: str) -> QToolButton:
+        """The button of an action, by its name in `action`."""
+        return self._buttons[name]
+
+    def _act(self, name: str) -> None:
+        if name == "copy":
+            button = self._buttons["copy"]
+            button.setIcon(icon("check", self.themes.current.accent))
+            QTimer.singleShot(
+                1400, button, lambda: button.setIcon(icon("copy", self.themes.current.text_faint))
+            )
+        self.action.emit(name, self._id)
+
+    def retheme(self) -> None:
+        """Takes new colours."""
+        self._make_buttons()
+        self._show_actions()
+        self.arrange(self._content_bottom, self._top, self._note_height)
+        self.update()
+
+    def arrange(self, content_bottom: int, top: int, note_height: int) -> None:
+        """Places what stands below the blocks, which end at `content_bottom`."""
+        self._content_bottom, self._top, self._note_height = content_bottom, top, note_height
+        self._bubble_bottom = content_bottom + top
+        y = self._bubble_bottom
+        if note_height:
+            gap = 8 if content_bottom else 0
+            self.note.setGeometry(0, y + gap, self.width(), note_height - gap)
+            y += note_height
+        own = self._role == "user"
+        row = y + 5
+        if own:
+            x = self.width() - 30 * len(self._buttons)
+        else:
+            x = -6
+        for button in self._buttons.values():
+            button.move(x, row)
+            x += 30
+        if not own:
+            self.figures.adjustSize()
+            self.figures.move(x + 8, row + (28 - self.figures.height()) // 2)
+        self.dots.move(0, y + 10)
+        self.activity.adjustSize()
+        self.activity.move(38, y + 10 + (18 - self.activity.height()) // 2)
+        self.update()
+
+    def enterEvent(self, event: QEnterEvent) -> None:
+        self._hovered = True
+        self._show_actions()
+
+    def leaveEvent(self, event: QEvent) -> None:
+        self._hovered = False
+        self._show_actions()
+
+    def _show_actions(self) -> None:
+        visible = (self._hovered or self._always) and not self._streaming
+        for button in self._buttons.values():
+            button.setVisible(visible)
+        self.figures.setVisible(visible and self._role != "user" and bool(self.figures.text()))
+
+    def paintEvent(self, event: QPaintEvent) -> None:
+        if not self.bubble_width:
+            return
+        painter = QPainter(self)
+        painter.setRenderHint(QPainter.RenderHint.Antialiasing)
+        painter.setPen(Qt.PenStyle.NoPen)
+        painter.setBrush(self.themes.color("raised"))
+        left = self.width() - self.bubble_width
+        painter.drawRoundedRect(QRectF(left, 0, self.bubble_width, self._bubble_bottom), 16, 16)
+        painter.end()

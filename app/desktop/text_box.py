@@ -1,0 +1,207 @@
+"""One run of styled text, laid out to a width: what paragraphs, headings and table cells draw with.
+
+Positions are in UTF-16 units, as Qt counts them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+
+from PySide6.QtCore import QPointF, QRectF, Qt
+from PySide6.QtGui import QColor, QFont, QFontMetricsF, QPainter, QTextCharFormat, QTextLayout, QTextOption
+
+from app.desktop.markdown import Span
+from app.desktop.theme import Themes
+
+LINE_SEPARATOR = "\u2028"
+
+
+def utf16_length(text: str) -> int:
+    """How many units Qt counts for a text."""
+    return len(text) if text.isascii() else len(text.encode("utf-16-le", "surrogatepass")) // 2
+
+
+def utf16_slice(text: str, start: int, end: int) -> str:
+    """The part of a text between two of Qt's positions."""
+    if text.isascii():
+        return text[start:end]
+    return text.encode("utf-16-le", "surrogatepass")[2 * start : 2 * end].decode("utf-16-le", "replace")
+
+
+@dataclass(frozen=True)
+class TextStyle:
+    """How a text box looks apart from its spans' own styles."""
+
+    px: float
+    weight: int = QFont.Weight.Normal
+    line_height: float = 1.55  # of the font's pixel size
+    color: str = "text"
+    alignment: str = "left"
+
+
+class TextBox:
+    """Text with spans. `layouts` counts how often lines were broken anew."""
+
+    def __init__(self, spans: Sequence[Span], style: TextStyle, themes: Themes) -> None:
+        self.spans = tuple(spans)
+        self.style = style
+        self._themes = themes
+        self.text = "".join(span.text for span in self.spans)
+        self.length = utf16_length(self.text)
+        self.width = -1.0
+        self.height = 0.0
+        self.layouts = 0
+        self._natural = -1.0
+        self._code: list[tuple[int, int]] = []
+        self._links: list[tuple[int, int, str]] = []
+        font = QFont(themes.body_font)
+        font.setPixelSize(round(style.px))
+        font.setWeight(QFont.Weight(style.weight))
+        self.line_step = ceil(style.px * style.line_height)
+        self.ascent = QFontMetricsF(font).ascent()
+        self._layout = QTextLayout(self.text.replace("\n", LINE_SEPARATOR), font)
+        self._layout.setCacheEnabled(True)
+        option = QTextOption()
+        option.setWrapMode(QTextOption.WrapMode.WrapAtWordBoundaryOrAnywhere)
+        option.setAlignment(
+            {"center": Qt.AlignmentFlag.AlignHCenter, "right": Qt.AlignmentFlag.AlignRight}.get(
+                style.alignment, Qt.AlignmentFlag.AlignLeft
+            )
+        )
+        self._layout.setTextOption(option)
+        self._layout.setFormats(self._formats(font))
+
+    def _formats(self, font: QFont) -> list[QTextLayout.FormatRange]:
+        ranges: list[QTextLayout.FormatRange] = []
+        start = 0
+        for span in self.spans:
+            length = utf16_length(span.text)
+            form = QTextCharFormat()
+            if span.bold:
+                form.setFontWeight(max(QFont.Weight.DemiBold, font.weight()))
+            if span.italic:
+                form.setFontItalic(True)
+            if span.strike:
+                form.setFontStrikeOut(True)
+            if span.code:
+                mono = QFont(self._themes.code_font)
+                mono.setPixelSize(round(font.pixelSize() * 0.9))
+                mono.setItalic(span.italic)
+                form.setFont(mono, QTextCharFormat.FontPropertiesInheritanceBehavior.FontPropertiesSpecifiedOnly)
+                self._code.append((start, start + length))
+            if span.href:
+                form.setForeground(self._themes.color("accent"))
+                form.setFontUnderline(True)
+                self._links.append((start, start + length, span.href))
+            if form.propertyCount():
+                entry = QTextLayout.FormatRange()
+                entry.start, entry.length, entry.format = start, length, form  # type: ignore[misc, assignment]
+                ranges.append(entry)
+            start += length
+        return ranges
+
+    @property
+    def natural_width(self) -> float:
+        """The width that the longest line wants."""
+        if self._natural < 0:
+            self._lay_out(1e6, count=False)
+            self._natural = max((self._line(i).naturalTextWidth() for i in range(self.line_count)), default=0.0)
+            self.width = -1.0
+        return self._natural
+
+    @property
+    def line_count(self) -> int:
+        return self._layout.lineCount()
+
+    def set_width(self, width: float) -> float:
+        """Breaks lines where the width is a new one; returns the height."""
+        if width != self.width:
+            self._lay_out(width)
+        return self.height
+
+    def _lay_out(self, width: float, count: bool = True) -> None:
+        self.width = width
+        self.layouts += count
+        layout = self._layout
+        layout.beginLayout()
+        y = 0.0
+        while True:
+            line = layout.createLine()
+            if not line.isValid():
+                break
+            line.setLineWidth(max(1.0, width))
+            line.setPosition(QPointF(0, y + (self.line_step - line.height()) / 2))
+            y += max(self.line_step, ceil(line.height()))
+        layout.endLayout()
+        self.height = max(y, self.line_step)
+
+    def _line(self, index: int):  # type: ignore[no-untyped-def]  # QTextLine is only valid while its layout lives
+        return self._layout.lineAt(index)
+
+    @property
+    def first_baseline(self) -> float:
+        """Where the first line's letters stand, from the top."""
+        if not self.line_count:
+            return (self.line_step + self.ascent) / 2
+        line = self._line(0)
+        return float(line.y() + line.ascent())
+
+    def range_rects(self, start: int, end: int) -> list[QRectF]:
+        """Rectangles, a line high each, that cover some of the text."""
+        rects: list[QRectF] = []
+        for index in range(self.line_count):
+            line = self._line(index)
+            first, last = line.textStart(), line.textStart() + line.textLength()
+            if end < first or start > last or (start >= last and index + 1 < self.line_count):
+                continue
+            a, b = max(start, first), min(end, last)
+            if b < a:
+                continue
+            left, right = line.cursorToX(a)[0], line.cursorToX(b)[0]
+            if end > last and index + 1 < self.line_count:
+                right += 5  # the line break is selected too
+            if right == left:
+                continue
+            top = line.y() - (self.line_step - line.height()) / 2
+            rects.append(QRectF(min(left, right), top, abs(right - left), self.line_step))
+        return rects
+
+    def draw(self, painter: QPainter, x: float, y: float, selection: tuple[int, int] | None = None) -> None:
+        """Draws at a place; `selection` is a range of positions to mark."""
+        if self._code:
+            painter.save()
+            painter.setPen(Qt.PenStyle.NoPen)
+            painter.setBrush(self._themes.color("inline_code"))
+            inset = (self.line_step - self.style.px * 1.32) / 2
+            for start, end in self._code:
+                for rect in self.range_rects(start, end):
+                    painter.drawRoundedRect(rect.translated(x, y).adjusted(-2.5, inset, 2.5, -inset), 4, 4)
+            painter.restore()
+        if selection is not None and selection[1] > selection[0]:
+            for rect in self.range_rects(*selection):
+                painter.fillRect(rect.translated(x, y), self._themes.color("selection"))
+        painter.setPen(QColor(self._themes.color(self.style.color)))
+        self._layout.draw(painter, QPointF(x, y))
+
+    def position_at(self, x: float, y: float) -> int:
+        """The position nearest to a point."""
+        for index in range(self.line_count):
+            line = self._line(index)
+            bottom = line.y() + (self.line_step + line.height()) / 2
+            if y < bottom or index == self.line_count - 1:
+                position = line.xToCursor(x)
+                end = line.textStart() + line.textLength()
+                # A soft break's end is the next line's start; stay on this line.
+                if position == end and index < self.line_count - 1:
+                    position = max(line.textStart(), position - 1) if x < line.naturalTextWidth() else position
+                return int(position)
+        return 0
+
+    def link_at(self, x: float, y: float) -> str:
+        """The target of the link under a point, or ""."""
+        for start, end, href in self._links:
+            if any(rect.contains(x, y) for rect in self.range_rects(start, end)):
+                return href
+        return ""
