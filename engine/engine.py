@@ -2,71 +2,173 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import atexit
+import gc
+import logging
+import threading
+from collections.abc import Callable
+from collections.abc import Sequence as Sequence_
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from time import perf_counter
 from types import TracebackType
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
-from engine.api import EngineStatus, GenerateRequest, LoadOptions, Message, ModelInfo
+from engine.api import (
+    EngineState,
+    EngineStatus,
+    Failed,
+    Figures,
+    GenerateRequest,
+    LoadOptions,
+    LoadProgress,
+    Message,
+    ModelInfo,
+)
 from engine.batch import LoadedModel, Progress
-from engine.job import Job
+from engine.chat_template import ChatTemplate
+from engine.errors import DeviceError, ModelFileError, RealmError, RequestError
+from engine.job import Job, JobCancelled
+from engine.request import message_tokens, text_tokens
+from engine.serving import Serving
 from engine.stream import Stream
+from engine.tokenizer import Tokenizer
 
 T = TypeVar("T")
 
+log = logging.getLogger(__name__)
+
 
 class LoadedBundle(Protocol):
-    """What a loader returns."""
+    """What a loader returns. template is None where the file has none."""
 
     @property
     def model(self) -> LoadedModel: ...
     @property
-    def tokenizer(self) -> Any: ...
+    def tokenizer(self) -> Tokenizer: ...
     @property
-    def template(self) -> Any: ...
+    def template(self) -> ChatTemplate | None: ...
     @property
     def info(self) -> ModelInfo: ...
 
 
 Loader = Callable[[Path, LoadOptions, Progress, Callable[[], bool]], LoadedBundle]
+"""loader(path, options, progress, cancelled); it polls cancelled() and stops with any error when it is true."""
+
+STAGES = {"reading": (0.0, 0.05), "compiling": (0.05, 0.35), "weights": (0.35, 0.9), "measuring": (0.9, 1.0)}
+"""Which part of a whole load each stage of a loader is; only the progress bar depends on it."""
 
 
 class Engine:
-    """Serves one model at a time. Every method may be called from any thread and none of them waits for the model."""
+    """Serves one model at a time. Every method may be called from any thread and none of them waits for the model.
+
+    Requests to the engine are worked on in the order in which they come: what is submitted after a load runs on
+    the model that it loads. Between two steps of the model the thread looks at what has come in.
+    """
 
     def __init__(self, loader: Loader | None = None) -> None:
-        raise NotImplementedError
+        self._loader = loader or _load_model
+        self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._serving: Serving | None = None
+        self._state = EngineState.EMPTY
+        self._error: RealmError | None = None
+        self._progress: LoadProgress | None = None
+        self._figures: Figures | None = None
+        self._posting = threading.Lock()
+        self._closing = False
+        self._untaken = 0  # requests submitted, but not yet seen by the thread
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+        atexit.register(self.close)
+
+    # -- what other threads call
 
     def load(self, path: Path | str, options: LoadOptions | None = None) -> Job[ModelInfo]:
-        """Loads a model file in place of the one that is loaded, whose running requests end with Failed."""
-        raise NotImplementedError
+        """Loads a model file in place of the one that is loaded, whose running requests end with Failed.
+
+        A path without a file fails and leaves everything as it is.
+        """
+        return self._post(lambda job: self._load(job, Path(path), options or LoadOptions()))
 
     def unload(self) -> Job[None]:
         """Frees the model; running requests end with Failed."""
-        raise NotImplementedError
+        return self._post(lambda job: self._unload())
 
     def submit(self, request: GenerateRequest) -> Stream:
         """Queues a request. What is wrong with it arrives as Failed in its stream."""
-        raise NotImplementedError
+        stream, submitted = Stream(), perf_counter()
+
+        def take() -> None:
+            with self._posting:
+                self._untaken -= 1
+            self._take(stream, request, submitted)
+
+        with self._posting:
+            if self._closing:
+                stream.put(Failed(_closed()))
+            else:
+                self._untaken += 1
+                self._commands.put(take)
+        return stream
 
     def status(self) -> EngineStatus:
-        raise NotImplementedError
+        """What the engine does now; cheap."""
+        serving, state = self._serving, self._state
+        active = serving.n_active if serving else 0
+        queued = self._untaken + (serving.n_queued if serving else 0)
+        return EngineStatus(
+            state=EngineState.GENERATING if state is EngineState.READY and active else state,
+            model=serving.info if serving else None,
+            progress=self._progress,
+            error=self._error,
+            active_requests=active,
+            queued_requests=queued,
+            figures=serving.figures if serving and serving.figures else self._figures,
+        )
 
-    def count_tokens(self, messages: Sequence[Message] | None = None, *, prompt: str | None = None) -> Job[int]:
+    def count_tokens(self, messages: Sequence_[Message] | None = None, *, prompt: str | None = None) -> Job[int]:
         """How many tokens a request with these messages, or this prompt, would have."""
-        raise NotImplementedError
 
-    def call(self, function: Callable[[LoadedModel, Any], T], *, uses_kv: bool = True) -> Job[T]:
+        def count(job: Job[int]) -> int:
+            serving = self._need_serving()
+            if messages is not None:
+                return len(message_tokens(messages, serving.tokenizer, serving.template))
+            return len(text_tokens(prompt or "", serving.tokenizer))
+
+        return self._post(count)
+
+    def call(self, function: Callable[[LoadedModel, Tokenizer], T], *, uses_kv: bool = True) -> Job[T]:
         """Runs function(model, tokenizer) on the engine's thread between two steps.
 
         uses_kv: the function steps the model itself and may use every KV block; cached prefixes are dropped and
             running requests compute theirs again afterwards.
         """
-        raise NotImplementedError
+
+        def run(job: Job[T]) -> T:
+            serving = self._need_serving()
+            if uses_kv:
+                serving.suspend_all()
+            try:
+                return function(serving.model, serving.tokenizer)
+            except DeviceError as error:
+                self._lose(error)
+                raise
+
+        return self._post(run)
 
     def close(self, timeout: float | None = 10.0) -> None:
-        """Ends running requests, frees the model and stops the thread; calling it again does nothing."""
-        raise NotImplementedError
+        """Ends running requests with Failed, frees the model and stops the thread; calling it again does nothing.
+
+        Waits up to `timeout` seconds for the thread to end.
+        """
+        with self._posting:
+            first, self._closing = not self._closing, True
+            if first:
+                self._commands.put(lambda: None)  # wakes the thread
+        if first:
+            atexit.unregister(self.close)
+        if threading.current_thread() is not self._thread:
+            self._thread.join(timeout)
 
     def __enter__(self) -> Engine:
         return self
@@ -75,3 +177,159 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    # -- the thread
+
+    def _post(self, work: Callable[[Job[T]], T]) -> Job[T]:
+        job: Job[T] = Job()
+
+        def run() -> None:
+            if self._closing:
+                job.fail(_closed())
+            elif job.claim():
+                try:
+                    job.succeed(work(job))
+                except Exception as error:
+                    job.fail(error)
+
+        with self._posting:
+            if self._closing:
+                job.fail(_closed())
+            else:
+                self._commands.put(run)
+        return job
+
+    def _run(self) -> None:
+        while not self._closing:
+            self._run_commands(wait=self._serving is None or not self._serving.busy)
+            if self._serving is not None and self._serving.busy:
+                try:
+                    self._serving.step()
+                except DeviceError as error:
+                    self._lose(error)
+                except Exception as error:
+                    log.exception("A step failed")
+                    self._lose(_unexpected("The engine failed", error))
+        self._run_commands(wait=False)  # each of them only says that the engine is closed
+        self._give_up_model(_closed())
+        self._state = EngineState.CLOSED
+
+    def _run_commands(self, wait: bool) -> None:
+        if wait:
+            self._commands.get()()
+        while not self._commands.empty():
+            try:
+                self._commands.get_nowait()()
+            except Empty:
+                return
+
+    def _take(self, stream: Stream, request: GenerateRequest, submitted: float) -> None:
+        if not stream.claim():
+            return
+        try:
+            if self._closing:
+                raise _closed()
+            self._need_serving().add(stream, request, submitted)
+        except RealmError as error:
+            stream.put(Failed(error))
+        except Exception as error:
+            log.exception("A request could not be taken up")
+            stream.put(Failed(_unexpected("This request could not be taken up", error)))
+
+    def _need_serving(self) -> Serving:
+        if self._serving is not None:
+            return self._serving
+        if self._error is not None:
+            raise RequestError(f"No model is loaded: {self._error.message}", self._error.hint)
+        raise RequestError("No model is loaded.", "Load one first.")
+
+    def _load(self, job: Job[ModelInfo], path: Path, options: LoadOptions) -> ModelInfo:
+        if not path.exists():
+            error: RealmError = ModelFileError(f"There is no file {path}.", "Choose a model file that exists.")
+            if self._serving is None:
+                self._state, self._error = EngineState.FAILED, error
+            raise error
+        self._give_up_model(RequestError("Another model was loaded before this answer was finished.", "Send it again."))
+        self._state, self._error = EngineState.LOADING, None
+
+        def report(stage: str, fraction: float, detail: str) -> None:
+            low, high = STAGES.get(stage, (0.0, 0.0))
+            whole = low + (high - low) * min(max(fraction, 0.0), 1.0)
+            self._progress = LoadProgress(stage, max(whole, self._progress.fraction if self._progress else 0.0), detail)
+            job.report(self._progress)
+
+        try:
+            return self._serve(path, options, report, lambda: job.cancel_requested or self._closing)
+        except Exception as failure:
+            error = self._load_error(failure, path, cancelled=job.cancel_requested or self._closing)
+            if isinstance(error, JobCancelled):
+                self._state = EngineState.EMPTY
+            else:
+                self._state, self._error = EngineState.FAILED, error
+            raise error from failure
+        finally:
+            self._progress = None
+
+    def _serve(self, path: Path, options: LoadOptions, report: Progress, cancelled: Callable[[], bool]) -> ModelInfo:
+        report("reading", 0.0, path.name)
+        bundle = self._loader(path, options, report, cancelled)
+        try:
+            if cancelled():
+                raise JobCancelled
+            self._serving = Serving(bundle.model, bundle.tokenizer, bundle.template, bundle.info)
+        except BaseException:
+            bundle.model.close()
+            raise
+        self._state = EngineState.READY
+        return self._serving.info
+
+    @staticmethod
+    def _load_error(failure: Exception, path: Path, cancelled: bool) -> RealmError:
+        if cancelled:
+            return JobCancelled()
+        if isinstance(failure, RealmError):
+            return failure
+        if isinstance(failure, MemoryError):
+            return DeviceError(f"There is not enough memory to load {path.name}.", "Choose a smaller model.")
+        if isinstance(failure, OSError):
+            return ModelFileError(f"{path} could not be read: {failure.strerror or failure}.")
+        log.error("Loading failed", exc_info=failure)
+        return _unexpected(f"Loading {path.name} failed", failure)
+
+    def _unload(self) -> None:
+        self._give_up_model(RequestError("The model was unloaded before this answer was finished."))
+        self._state, self._error = EngineState.EMPTY, None
+
+    def _lose(self, error: RealmError) -> None:
+        """The device failed, or the engine itself: nothing of what the model holds can be trusted any more."""
+        self._give_up_model(error)
+        self._state, self._error = EngineState.FAILED, error
+
+    def _give_up_model(self, reason: RealmError) -> None:
+        serving, self._serving = self._serving, None
+        if serving is None:
+            return
+        self._figures = serving.figures or self._figures
+        serving.fail_all(reason)
+        try:
+            serving.model.close()
+        except Exception:  # a lost device may fail to give back what is gone anyway
+            log.exception("The model could not be closed")
+        del serving
+        gc.collect()  # before the next model asks for memory
+
+
+def _load_model(path: Path, options: LoadOptions, progress: Progress, cancelled: Callable[[], bool]) -> LoadedBundle:
+    from engine.loader import load_model  # the backends load late: not every user of the engine needs them
+
+    return load_model(path, options, progress, cancelled)
+
+
+def _closed() -> RequestError:
+    return RequestError("The engine is closed.", "Start the program again.")
+
+
+def _unexpected(what: str, error: Exception) -> RealmError:
+    return RealmError(
+        f"{what} ({type(error).__name__}: {error}).", "This is a mistake in the program; please report it."
+    )

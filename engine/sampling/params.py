@@ -26,12 +26,12 @@ def check_params(params: SamplingParams, n_vocab: int) -> None:
         _integer("seed", params.seed, "a whole number from 0 up, or none", low=0)
     _check_order(params.samplers)
     for token, bias in params.logit_bias.items():
-        if not _is(token, Integral) or not 0 <= token < n_vocab:
+        if not is_integer(token) or not 0 <= token < n_vocab:
             raise RequestError(
                 f"logit_bias names the token {token!r}, but this model's tokens are 0 to {n_vocab - 1}.",
                 "Remove that entry.",
             )
-        if not _is(bias, Real) or math.isnan(bias) or bias == math.inf:
+        if not _is_number(bias) or math.isnan(bias) or bias == math.inf:
             raise _refusal(f"logit_bias of token {token}", bias, "a number, or minus infinity to ban the token")
 
 
@@ -47,18 +47,22 @@ def _check_order(samplers: Any) -> None:
 
 
 def _number(name: str, value: Any, wanted: str, low: float = -math.inf, high: float = math.inf) -> float:
-    if not _is(value, Real) or not math.isfinite(value) or not low <= value <= high:
+    if not _is_number(value) or not math.isfinite(value) or not low <= value <= high:
         raise _refusal(name, value, wanted)
     return float(value)
 
 
 def _integer(name: str, value: Any, wanted: str, low: float = -math.inf) -> None:
-    if not _is(value, Integral) or value < low:
+    if not is_integer(value) or value < low:
         raise _refusal(name, value, wanted)
 
 
-def _is(value: Any, kind: type) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
+def is_integer(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _refusal(name: str, value: Any, wanted: str) -> RequestError:

@@ -1,0 +1,65 @@
+"""What a request asks for, checked, and its prompt as tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from engine.api import GenerateRequest
+from engine.chat_template import ChatTemplate, render_chat_tokens
+from engine.errors import RequestError
+from engine.sampling.params import is_integer
+from engine.tokenizer import Tokenizer
+
+
+def check_request(request: GenerateRequest) -> None:
+    """Raises RequestError when the request contradicts itself; what depends on the model is checked elsewhere."""
+    given = [name for name in ("prompt", "prompt_tokens", "messages") if getattr(request, name) is not None]
+    if len(given) != 1:
+        raise RequestError(
+            f"A request has exactly one of prompt, prompt_tokens and messages; this one has "
+            f"{' and '.join(given) or 'none of them'}."
+        )
+    limit: Any = request.max_tokens
+    if limit is not None and (not (is_integer(limit) and limit >= 1)):
+        raise RequestError(f"max_tokens is {limit!r}, but it has to be a whole number from 1 up.", "Or leave it out.")
+    stop: Any = request.stop
+    if isinstance(stop, str) or not all(isinstance(text, str) and text for text in stop):
+        raise RequestError(f"stop is {stop!r}, but it has to be a list of texts that are not empty.")
+
+
+def prompt_tokens(request: GenerateRequest, tokenizer: Tokenizer, template: ChatTemplate, n_vocab: int) -> list[int]:
+    """The prompt of a checked request; at least one token. Raises RequestError, TokenizerError or TemplateError."""
+    if request.messages is not None:
+        tokens = message_tokens(request.messages, tokenizer, template)
+    elif request.prompt is not None:
+        tokens = text_tokens(request.prompt, tokenizer)
+    else:
+        tokens = _checked_ids(request.prompt_tokens or (), n_vocab)
+    if tokens:
+        return tokens
+    if tokenizer.bos is None:
+        raise RequestError("The prompt is empty, and this model has no token to begin a text with.", "Write something.")
+    return [tokenizer.bos]
+
+
+def text_tokens(prompt: str, tokenizer: Tokenizer) -> list[int]:
+    if not isinstance(prompt, str):
+        raise RequestError(f"prompt is of type {type(prompt).__name__}, but it has to be text.")
+    return tokenizer.encode(prompt)
+
+
+def message_tokens(messages: Sequence[Any], tokenizer: Tokenizer, template: ChatTemplate) -> list[int]:
+    if isinstance(messages, str) or not messages:
+        raise RequestError("messages has to be a list with at least one message.", "Write something.")
+    for number, message in enumerate(messages, 1):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise RequestError(f"Message {number} has to be an object with a role, but it is {message!r:.80}.")
+    return render_chat_tokens(template, tokenizer, messages)
+
+
+def _checked_ids(ids: Sequence[Any], n_vocab: int) -> list[int]:
+    for place, token in enumerate(ids):
+        if not (is_integer(token) and 0 <= token < n_vocab):
+            raise RequestError(f"prompt_tokens[{place}] is {token!r}, but this model's tokens are 0 to {n_vocab - 1}.")
+    return [int(token) for token in ids]

@@ -1,0 +1,145 @@
+"""One request while it is worked on."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.answer_text import AnswerText
+from engine.api import Figures, StopReason
+from engine.kv import Key
+from engine.sampling import Sampler
+from engine.stream import Stream
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When an answer ends by itself.
+
+    end_tokens: tokens that end it; empty where the request ignores them.
+    silent_tokens: tokens without text, the model's end tokens.
+    """
+
+    max_tokens: int | None
+    end_tokens: Set[int]
+    silent_tokens: Set[int]
+
+
+@dataclass(frozen=True)
+class Meter:
+    """What turns tokens per second into memory bandwidth. Bytes, and bytes/s where it was measured."""
+
+    weight_bytes_per_token: int = 0
+    read_bandwidth: float | None = None
+
+
+class Sequence:
+    """Tokens of one request, the KV blocks that hold them, and how its answer goes on.
+
+    tokens: prompt and answer so far. n_computed: how many of them have their keys and values in `blocks`.
+    block_table: int32 [max_blocks], `blocks` padded with 0, as `Batch` wants it.
+    block_keys: content keys of the full computed blocks.
+    """
+
+    def __init__(
+        self,
+        prompt: list[int],
+        *,
+        context_length: int,
+        max_blocks: int,
+        sampler: Sampler,
+        text: AnswerText,
+        limits: Limits,
+        stream: Stream,
+        submitted: float,
+        adapter_key: Key = b"",
+    ) -> None:
+        self.tokens = prompt
+        self.n_prompt = len(prompt)
+        self.n_computed = 0
+        self.n_cached = 0
+        self.context_length = context_length
+        self.blocks: list[int] = []
+        self.block_table: NDArray[np.int32] = np.zeros(max_blocks, np.int32)
+        self.block_keys: list[Key] = []
+        self.adapter_key = adapter_key
+        self.sampler = sampler
+        self.stream = stream
+        self._text = text
+        self._limits = limits
+        self._submitted = submitted
+        self._started = 0.0
+        self._first_token = 0.0
+        self._last_token = 0.0
+
+    @property
+    def n_generated(self) -> int:
+        return len(self.tokens) - self.n_prompt
+
+    @property
+    def n_pending(self) -> int:
+        """Tokens that still have to go through the model before the next one can be sampled."""
+        return len(self.tokens) - self.n_computed
+
+    @property
+    def started(self) -> bool:
+        return self._started > 0
+
+    def start(self, now: float) -> None:
+        """Work begins; says how many tokens of the prompt the cache already held."""
+        self._started = now
+        self.n_cached = self.n_computed
+
+    def append(self, token: int, now: float) -> tuple[str, StopReason | None]:
+        """Adds a sampled token. Returns the text that became certain, and why the answer ends here if it does."""
+        self.tokens.append(token)
+        self._last_token = now
+        if self.n_generated == 1:
+            self._first_token = now
+        limits = self._limits
+        if token in limits.end_tokens:
+            return "", StopReason.EOS
+        text = "" if token in limits.silent_tokens else self._text.push(token)
+        if self._text.stopped:
+            return text, StopReason.STOP
+        if self.n_generated == limits.max_tokens:
+            return text, StopReason.LENGTH
+        if len(self.tokens) >= self.context_length:
+            return text, StopReason.CONTEXT
+        return text, None
+
+    def finish_text(self) -> str:
+        return self._text.finish()
+
+    def figures(self, meter: Meter, now: float) -> Figures:
+        """What has been measured up to now. The first token belongs to prefill, decoding is what follows it."""
+        generated = self.n_generated
+        prefill_s = decode_s = first_s = 0.0
+        if generated:
+            first_s = self._first_token - self._submitted
+            prefill_s = self._first_token - self._started
+            decode_s = self._last_token - self._first_token
+        elif self._started:
+            prefill_s = now - self._started
+        computed = self.n_prompt if generated else min(self.n_computed, self.n_prompt)
+        decode_rate = (generated - 1) / decode_s if decode_s > 0 else 0.0
+        bytes_per_s = decode_rate * meter.weight_bytes_per_token
+        share = bytes_per_s / meter.read_bandwidth if meter.read_bandwidth and bytes_per_s else None
+        return Figures(
+            prompt_tokens=self.n_prompt,
+            cached_tokens=self.n_cached,
+            generated_tokens=generated,
+            queue_s=(self._started or now) - self._submitted,
+            prefill_s=prefill_s,
+            decode_s=decode_s,
+            time_to_first_token_s=first_s,
+            prefill_tokens_per_s=max(computed - self.n_cached, 0) / prefill_s if prefill_s > 0 else 0.0,
+            decode_tokens_per_s=decode_rate,
+            decode_gb_per_s=bytes_per_s / 1e9,
+            decode_bandwidth_share=share,
+            context_used=len(self.tokens),
+            context_length=self.context_length,
+        )
