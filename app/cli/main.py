@@ -28,7 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("bench", "measure speed and memory"),
 }
 
-EPILOG = """\
+EPILOG = """
 MODEL is the path of a GGUF file, or the name starter.
 `realm COMMAND --help` tells the options of a command; docs/terminal.md shows each with an example.
 """
@@ -64,12 +64,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     """The parser of the whole command line. Only the commands named in `arguments` are imported and know options."""
-    parser = _Parser(prog="realm", description="Language models on your own machine.", epilog=EPILOG)
+    listing = "\n".join(f"  {name:<15}{help_line}" for name, (_, help_line) in COMMANDS.items())
+    parser = _Parser(
+        prog="realm",
+        usage="realm COMMAND ...",
+        description="Language models on your own machine.",
+        epilog=f"commands:\n{listing}\n{EPILOG}",
+    )
     parser.add_argument("--version", action=_Version)
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", parser_class=_Parser)
-    commands.required = True
+    commands = parser.add_subparsers(
+        metavar="COMMAND", dest="command", required=True, prog="realm", parser_class=_Parser, help=argparse.SUPPRESS
+    )
     for name, (module, help_line) in COMMANDS.items():
-        sub = commands.add_parser(name, help=help_line, description=help_line[0].upper() + help_line[1:] + ".")
+        sub = commands.add_parser(name, description=f"{help_line[0].upper()}{help_line[1:]}.")
         if name in arguments:
             command = cast("Command", importlib.import_module(f"app.cli.{module}"))
             command.add_arguments(sub)
@@ -82,8 +89,9 @@ class _HelpFormatter(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=30)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        """Keeps line ends, where the standard formatter would make one paragraph of it all."""
-        return "\n".join(super(_HelpFormatter, self)._fill_text(line, width, indent) for line in text.splitlines())
+        """Keeps line ends and indented lines, where the standard formatter would make one paragraph of it all."""
+        fill = super()._fill_text
+        return "\n".join(line if line.startswith(" ") else fill(line, width, indent) for line in text.splitlines())
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,0 +1,65 @@
+"""Runs `realm` inside of the test's process: starting one for each command would take most of the time."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from app.cli.main import main
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    stdout: bytes
+    err: str
+
+    @property
+    def out(self) -> str:
+        return self.stdout.decode("utf-8")
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    @property
+    def lines(self) -> list[Any]:
+        """The JSON values of stdout, one a line."""
+        return [json.loads(line) for line in self.out.split("\n") if line]
+
+    @property
+    def error(self) -> str:
+        """The sentence of a command that failed; checks that it is one line and no traceback."""
+        assert self.code == 1, self
+        lines = self.err.strip().split("\n")
+        assert len(lines) == 1, self.err
+        assert lines[0].startswith("realm: ")
+        return lines[0].removeprefix("realm: ")
+
+
+Realm = Callable[..., Result]
+
+
+@pytest.fixture
+def realm(monkeypatch: pytest.MonkeyPatch) -> Realm:
+    """realm("info", path, stdin=b"...") runs a command and returns its exit code and output."""
+
+    def run(*arguments: object, stdin: bytes | str = b"") -> Result:
+        data = stdin.encode() if isinstance(stdin, str) else stdin
+        out, err = io.BytesIO(), io.BytesIO()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
+            patch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding="utf-8", newline="", write_through=True))
+            patch.setattr(sys, "stderr", io.TextIOWrapper(err, encoding="utf-8", write_through=True))
+            code = main([str(argument) for argument in arguments])
+            sys.stdout.flush()
+            sys.stderr.flush()
+            return Result(code, out.getvalue(), err.getvalue().decode("utf-8"))
+
+    return run

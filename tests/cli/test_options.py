@@ -1,0 +1,140 @@
+"""Options of a request: from the command line and from JSON to the same values."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+from app.cli.options import REQUEST_NAMES, add_sampling_arguments, generate_request, given_options, sampling_params
+from engine.api import GenerateRequest, SamplingParams
+from engine.errors import RequestError
+
+
+def from_command_line(*arguments: str) -> dict[str, Any]:
+    parser = argparse.ArgumentParser()
+    add_sampling_arguments(parser)
+    return given_options(parser.parse_args(arguments))
+
+
+def test_every_field_of_a_request_can_be_given() -> None:
+    names = {field.name for kind in (GenerateRequest, SamplingParams) for field in fields(kind)} - {"sampling"}
+
+    assert names == REQUEST_NAMES
+
+
+def test_nothing_given_is_the_default() -> None:
+    assert from_command_line() == {}
+    assert generate_request({"prompt": "Hi"}) == GenerateRequest(prompt="Hi")
+
+
+def test_the_command_line_sets_what_json_sets() -> None:
+    given = from_command_line(
+        *("--temperature", "0.5", "--top-k", "7", "--top-p", "0.8", "--min-p", "0.1", "--typical-p", "0.9"),
+        *("--repeat-penalty", "1.1", "--repeat-last-n", "32", "--presence-penalty", "0.2"),
+        *("--frequency-penalty", "0.3", "--seed", "42", "--max-tokens", "9", "--stop", "a", "--stop", "\n"),
+        *("--logit-bias", "15+1.5", "-l", "16-inf", "--samplers", "top_k;temperature", "--ignore-eos"),
+    )
+    expected = GenerateRequest(
+        prompt="Hi",
+        sampling=SamplingParams(
+            temperature=0.5,
+            top_k=7,
+            top_p=0.8,
+            min_p=0.1,
+            typical_p=0.9,
+            repeat_penalty=1.1,
+            repeat_last_n=32,
+            presence_penalty=0.2,
+            frequency_penalty=0.3,
+            seed=42,
+            logit_bias={15: 1.5, 16: float("-inf")},
+            samplers=("top_k", "temperature"),
+        ),
+        max_tokens=9,
+        stop=("a", "\n"),
+        ignore_eos=True,
+    )
+
+    assert generate_request({**given, "prompt": "Hi"}) == expected
+    line = {
+        "prompt": "Hi",
+        "temperature": 0.5,
+        "top_k": 7,
+        "top_p": 0.8,
+        "min_p": 0.1,
+        "typical_p": 0.9,
+        "repeat_penalty": 1.1,
+        "repeat_last_n": 32,
+        "presence_penalty": 0.2,
+        "frequency_penalty": 0.3,
+        "seed": 42,
+        "logit_bias": {"15": 1.5, "16": float("-inf")},
+        "samplers": ["top_k", "temperature"],
+        "max_tokens": 9,
+        "stop": ["a", "\n"],
+        "ignore_eos": True,
+    }
+    assert generate_request(line) == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "name", "value"),
+    [
+        (["--temp", "0"], "temperature", 0.0),
+        (["-n", "3"], "max_tokens", 3),
+        (["--n-predict", "3"], "max_tokens", 3),
+        (["-s", "5"], "seed", 5),
+        (["--typical", "0.5"], "typical_p", 0.5),
+    ],
+)
+def test_short_names_of_the_field_are_understood(flags: list[str], name: str, value: float) -> None:
+    assert from_command_line(*flags) == {name: value}
+
+
+def test_a_seed_of_minus_one_draws_one() -> None:
+    assert sampling_params({"seed": -1}).seed is None
+
+
+def test_settings_that_are_not_given_keep_those_of_the_chat() -> None:
+    chat = SamplingParams(temperature=0.1, top_k=3)
+
+    assert sampling_params({"top_k": 5}, chat) == SamplingParams(temperature=0.1, top_k=5)
+
+
+def test_a_single_stop_string_needs_no_array() -> None:
+    assert generate_request({"prompt": "Hi", "stop": "."}).stop == (".",)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({}, "has none"),
+        ({"prompt": "a", "prompt_tokens": [1]}, "prompt and prompt_tokens"),
+        ({"prompt": 5}, "prompt has to be a text"),
+        ({"prompt": "\ud83d"}, r"ud83d alone"),
+        ({"prompt_tokens": "1,2"}, "array of token ids"),
+        ({"prompt_tokens": [1, "2"]}, "at place 2"),
+        ({"messages": "Hi"}, "array of objects"),
+        ({"prompt": "a", "temprature": 1}, "no option 'temprature'"),
+        ({"prompt": "a", "top_k": 1.5}, "top_k has to be a whole number"),
+        ({"prompt": "a", "top_k": True}, "top_k has to be a whole number"),
+        ({"prompt": "a", "temperature": "hot"}, "temperature has to be a number"),
+        ({"prompt": "a", "temperature": 10**400}, "temperature is too large"),
+        ({"prompt": "a", "max_tokens": "5"}, "max_tokens has to be a whole number"),
+        ({"prompt": "a", "stop": 5}, "stop has to be"),
+        ({"prompt": "a", "stop": [5]}, "stop has to be"),
+        ({"prompt": "a", "ignore_eos": 1}, "ignore_eos has to be true or false"),
+        ({"prompt": "a", "logit_bias": "x"}, "logit_bias has to be"),
+        ({"prompt": "a", "logit_bias": ["15"]}, "logit_bias takes"),
+        ({"prompt": "a", "logit_bias": {"x": 1}}, "logit_bias takes"),
+        ({"prompt": "a", "samplers": 5}, "samplers has to be"),
+    ],
+)
+def test_what_is_wrong_with_a_request_is_said(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        generate_request(options)
+
+    assert says in str(caught.value)
