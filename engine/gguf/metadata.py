@@ -43,8 +43,8 @@ class TypedKeys:
     def architecture(self) -> builtins.str:
         """general.architecture, "llama"."""
         name = self.str("general.architecture")
-        if not name:
-            raise self._wrong("general.architecture", "is empty")
+        if not name or not name.isprintable():
+            raise self._wrong("general.architecture", f"is {name!a}, which names no architecture")
         return name
 
     @overload

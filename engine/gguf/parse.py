@@ -8,6 +8,7 @@ Everything a count or a length asks for is compared with the bytes that remain b
 from __future__ import annotations
 
 import mmap
+import stat
 import struct
 from dataclasses import dataclass
 from math import prod
@@ -75,15 +76,17 @@ class Part:
 def parse(path: Path, part: int = 0) -> Part:
     """Maps and checks one file. Raises ModelFileError or UnsupportedModelError."""
     try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise ModelFileError(f"{path} is a folder.", "Choose a .gguf file in it.")
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            raise ModelFileError(f"{path} is not an ordinary file.", "Choose a .gguf file.")
+        if status.st_size == 0:
+            raise ModelFileError(f"{path.name} is empty.", "Download it again.")
         with path.open("rb") as file:
-            size = file.seek(0, 2)
-            if size == 0:
-                raise ModelFileError(f"{path.name} is empty.", "Download it again.")
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
         raise ModelFileError(f"There is no file {path}.", "Check the path.") from None
-    except IsADirectoryError:
-        raise ModelFileError(f"{path} is a folder.", "Choose a .gguf file in it.") from None
     except (OSError, ValueError) as error:
         raise ModelFileError(f"{path} could not be opened: {error}.", "Check that the file can be read.") from error
     return _Parser(path, mapped, len(mapped), part).parse()
@@ -163,8 +166,8 @@ class _Parser:
         if not key:
             raise self._damaged(f"{where} is empty")
         if key in self.metadata:
-            raise self._damaged(f"the key {_shown(key)} occurs twice")
-        where = f"the key {_shown(key)}"
+            raise self._damaged(f"the key {shown(key)} occurs twice")
+        where = f"the key {shown(key)}"
         value_type = int(self._scalar("<I", f"the type of {where}"))
         if value_type == _ARRAY:
             value, name = self._array(where)
@@ -246,12 +249,12 @@ class _Parser:
             if not 1 <= n_bytes <= _MAX_NAME_BYTES:
                 raise self._damaged(f"{where} has {n_bytes} bytes, but must have 1 to {_MAX_NAME_BYTES}")
             if name in infos:
-                raise self._damaged(f"the tensor {_shown(name)} occurs twice")
+                raise self._damaged(f"the tensor {shown(name)} occurs twice")
             infos[name] = self._tensor_info(name)
         return list(infos.values())
 
     def _tensor_info(self, name: str) -> TensorInfo:
-        where = f"the tensor {_shown(name)}"
+        where = f"the tensor {shown(name)}"
         n_dims = int(self._scalar("<I", f"the dimensions of {where}"))
         if not 1 <= n_dims <= _MAX_DIMENSIONS:
             raise self._damaged(f"{where} has {n_dims} dimensions, but must have 1 to {_MAX_DIMENSIONS}")
@@ -296,7 +299,7 @@ class _Parser:
         tensors: dict[str, TensorInfo] = {}
         expected = 0
         for info in infos:
-            where = f"the tensor {_shown(info.name)}"
+            where = f"the tensor {shown(info.name)}"
             if info.offset != expected:
                 if info.offset % alignment:
                     why = f"which is not a multiple of the alignment {alignment}"
@@ -342,7 +345,7 @@ def _align(position: int, alignment: int) -> int:
     return (position + alignment - 1) // alignment * alignment
 
 
-def _shown(name: str, most: int = 80) -> str:
+def shown(name: str, most: int = 80) -> str:
     """A name as a message can show it: printable, and not endless."""
     text = "".join(c if c.isprintable() else f"\\x{ord(c) & 0xFF:02x}" for c in name[:most])
     return text + "…" * (len(name) > most)

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from engine.errors import ModelFileError
-from engine.gguf.parse import Part, parse
+from engine.gguf.parse import Part, parse, shown
 
 _NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.[^.]*)?", re.DOTALL)
 _FETCH = "All parts have to lie in one folder, under the names they were published with."
@@ -63,7 +63,7 @@ def _check_tensors(parts: list[Part]) -> None:
         for name in part.tensors:
             if name in holder:
                 raise ModelFileError(
-                    f"The tensor {name} is in {holder[name].path.name} and in {part.path.name}.", _FETCH
+                    f"The tensor {shown(name)} is in {holder[name].path.name} and in {part.path.name}.", _FETCH
                 )
             holder[name] = part
     total = _split_key(parts[0], "split.tensors.count")

@@ -28,6 +28,14 @@ def half_bytes(values: Values) -> Blocks:
     return values.astype(np.float16).view(np.uint8)
 
 
+_SMALLEST_INVERTIBLE = np.float32(2.0**-127)
+
+
+def inverse(d: Values) -> Values:
+    """1 / d, and 0 where d is 0 or so small that the inverse is infinite."""
+    return np.divide(1, d, out=np.zeros_like(d), where=np.abs(d) > _SMALLEST_INVERTIBLE)
+
+
 def fields(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     """Takes bytes [..., m] apart into [..., 8 / bits, m]: the low `bits` of every byte, then the next ones, and so on.
 

@@ -63,16 +63,18 @@ UE4M3_HALVED = _ue4m3()
 """float32 [256]: half of the unsigned E4M3 number, for the same reason."""
 
 
-def pair_table(values: NDArray[np.int8]) -> NDArray[np.uint16]:
+def _pairs(values: NDArray[np.int8]) -> NDArray[np.uint16]:
     """uint16 [0x1000]: for two 4-bit codes in the bytes of a 16-bit index, the bytes of their two values."""
     codes = np.arange(0x1000, dtype=np.uint16).view(np.uint8) & 15
     table: NDArray[np.uint16] = values[codes].view(np.uint16)
     return table
 
 
-_PAIRS = {id(values): pair_table(values) for values in (IQ4_VALUES, FP4_VALUES)}
+IQ4_PAIRS = _pairs(IQ4_VALUES)
+FP4_PAIRS = _pairs(FP4_VALUES)
+"""The same values for look_up(), two at a time."""
 
 
-def look_up(values: NDArray[np.int8], codes: NDArray[np.uint8]) -> NDArray[np.int8]:
-    """values[codes] for 4-bit codes, two at a time. codes: contiguous uint8, an even number of them."""
-    return np.take(_PAIRS[id(values)], codes.reshape(-1).view(np.uint16), mode="clip").view(np.int8)
+def look_up(pairs: NDArray[np.uint16], codes: NDArray[np.uint8]) -> NDArray[np.int8]:
+    """The values (flat int8) of 4-bit codes. codes: contiguous uint8, an even number of them, each below 16."""
+    return np.take(pairs, codes.reshape(-1).view(np.uint16), mode="clip").view(np.int8)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.quants.bits import Blocks, Values, fields, halves, scaled
-from engine.quants.codebooks import EVEN_SIGNS, IQ4_VALUES, SIGNS, grid, look_up
+from engine.quants.codebooks import EVEN_SIGNS, IQ4_PAIRS, SIGNS, grid, look_up
 
 
 def decode_iq2_xxs(blocks: Blocks, out: Values) -> None:
@@ -66,14 +66,14 @@ def decode_iq1_m(blocks: Blocks, out: Values) -> None:
 
 def decode_iq4_nl(blocks: Blocks, out: Values) -> None:
     """32 values; d (F16), 16 bytes of 4-bit codes."""
-    scaled(out, look_up(IQ4_VALUES, fields(blocks[:, 2:], 4)), halves(blocks, 0))
+    scaled(out, look_up(IQ4_PAIRS, fields(blocks[:, 2:], 4)), halves(blocks, 0))
 
 
 def decode_iq4_xs(blocks: Blocks, out: Values) -> None:
     """d (F16), upper 2 bits of eight scales (word), lower 4 bits (4 bytes), 128 bytes of 4-bit codes."""
     high = _words(blocks[:, 2:4], np.uint16) >> np.arange(0, 16, 2, dtype=np.uint16) & 3
     scales = (_nibbles(blocks[:, 4:8]) | high << 4).astype(np.int8) - np.int8(32)
-    scaled(out, look_up(IQ4_VALUES, fields(blocks[:, 8:].reshape(-1, 8, 16), 4)), halves(blocks, 0) * scales)
+    scaled(out, look_up(IQ4_PAIRS, fields(blocks[:, 8:].reshape(-1, 8, 16), 4)), halves(blocks, 0) * scales)
 
 
 # ---- shared by the lattices

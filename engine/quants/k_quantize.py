@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.quants.bits import Blocks, Values, half_bytes, pack_fields
+from engine.quants.bits import Blocks, Values, half_bytes, inverse, pack_fields
 
 _TINY = np.float32(1e-30)
 
@@ -180,9 +180,8 @@ def _fit_symmetric(x: Values, levels: int) -> Values:
 
 
 def _nearest(x: Values, step: Values, low: int, high: int) -> Values:
-    """x / step rounded and kept in low..high; 0 where step is 0."""
-    inverse = np.divide(1, step, out=np.zeros_like(step), where=step != 0)
-    return np.clip(np.rint(x * inverse), low, high)
+    """x / step rounded and kept in low..high; 0 where step is."""
+    return np.clip(np.rint(x * inverse(step)), low, high)
 
 
 def _squared(x: Values) -> Values:

@@ -1,8 +1,8 @@
 """The plain floats, and ggml's first block formats: 32 values with one scale and perhaps one minimum.
 
 In the blocks below, byte l holds value l in its low half and value l + 16 in its high half; a fifth bit lies in a
-32-bit word apart. All results are bit-exact with ggml: a product of an F16 scale with so short an integer fits a float32, so
-only the addition rounds.
+32-bit word apart. All results are bit-exact with ggml: a product of an F16 scale with so short an integer fits a
+float32, so only the addition rounds.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.quants.bits import Blocks, Values, fields, half_bytes, halves, pack_fields, scaled
+from engine.quants.bits import Blocks, Values, fields, half_bytes, halves, inverse, pack_fields, scaled
 
 # ---- plain numbers
 
@@ -140,7 +140,7 @@ def encode_q5_1(values: Values) -> Blocks:
 
 def encode_q8_0(values: Values) -> Blocks:
     d = np.abs(values).max(axis=1, keepdims=True) / np.float32(127)
-    scaled_values = values * _inverse(d)
+    scaled_values = values * inverse(d)
     q = np.trunc(scaled_values + np.copysign(np.float32(0.5), scaled_values))  # halves away from zero
     return np.concatenate([half_bytes(d), q.astype(np.int8).view(np.uint8)], axis=1)
 
@@ -149,7 +149,7 @@ def _rounded_to_extreme(values: Values, levels: int) -> tuple[Values, NDArray[np
     """d with which the value furthest from 0 is exactly -levels, and q with d * (q - levels) near the values."""
     furthest = np.abs(values).argmax(axis=1)[:, None]
     d = np.take_along_axis(values, furthest, axis=1) / np.float32(-levels)
-    q = np.trunc(values * _inverse(d) + np.float32(levels + 0.5))
+    q = np.trunc(values * inverse(d) + np.float32(levels + 0.5))
     return d, np.minimum(q, 2 * levels - 1).astype(np.uint8)
 
 
@@ -157,12 +157,8 @@ def _rounded_to_range(values: Values, steps: int) -> tuple[Values, Values, NDArr
     """d, minimum and q with d * q + minimum near the values."""
     minimum = values.min(axis=1, keepdims=True)
     d = (values.max(axis=1, keepdims=True) - minimum) / np.float32(steps)
-    q = np.trunc((values - minimum) * _inverse(d) + np.float32(0.5))
+    q = np.trunc((values - minimum) * inverse(d) + np.float32(0.5))
     return d, minimum, np.minimum(q, steps).astype(np.uint8)
-
-
-def _inverse(d: Values) -> Values:
-    return np.divide(1, d, out=np.zeros_like(d), where=d != 0)
 
 
 def _low_nibbles(q: NDArray[np.uint8]) -> Blocks:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from engine.quants.bits import Blocks, Values, fields, halves, scaled
-from engine.quants.codebooks import E8M0_HALVED, FP4_VALUES, UE4M3_HALVED, look_up
+from engine.quants.codebooks import E8M0_HALVED, FP4_PAIRS, UE4M3_HALVED, look_up
 
 
 def decode_q1_0(blocks: Blocks, out: Values) -> None:
@@ -52,9 +52,9 @@ def decode_tq2_0(blocks: Blocks, out: Values) -> None:
 
 def decode_mxfp4(blocks: Blocks, out: Values) -> None:
     """32 values; a power of two (E8M0), 16 bytes of E2M1 floats."""
-    scaled(out, look_up(FP4_VALUES, fields(blocks[:, 1:], 4)), E8M0_HALVED[blocks[:, :1]])
+    scaled(out, look_up(FP4_PAIRS, fields(blocks[:, 1:], 4)), E8M0_HALVED[blocks[:, :1]])
 
 
 def decode_nvfp4(blocks: Blocks, out: Values) -> None:
     """64 values; four scales (unsigned E4M3), 32 bytes of E2M1 floats, 8 to a scale."""
-    scaled(out, look_up(FP4_VALUES, fields(blocks[:, 4:].reshape(-1, 4, 8), 4)), UE4M3_HALVED[blocks[:, :4]])
+    scaled(out, look_up(FP4_PAIRS, fields(blocks[:, 4:].reshape(-1, 4, 8), 4)), UE4M3_HALVED[blocks[:, :4]])
