@@ -4,12 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
 JsonValue = Any
 """Whatever `json.dumps` takes: None, bool, int, float, str, and lists and string-keyed dicts of these."""
+
+ROLES = ("system", "user", "assistant")
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def microseconds(time: datetime) -> int:
+    """As the database keeps it: microseconds since 1970 in UTC."""
+    return (time - _EPOCH) // timedelta(microseconds=1)
+
+
+def from_microseconds(value: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=value)
 
 
 class MessageState(StrEnum):
@@ -22,7 +39,7 @@ class MessageState(StrEnum):
 
 @dataclass(frozen=True)
 class ChatSummary:
-    """One line of the list of chats. Times are aware, in UTC; `snippet` is the start of the last message on one line."""
+    """One line of the list of chats. Times are in UTC; `snippet` is the start of the last message, on one line."""
 
     id: int
     title: str
