@@ -181,7 +181,8 @@ def _fit_symmetric(x: Values, levels: int) -> Values:
 
 def _nearest(x: Values, step: Values, low: int, high: int) -> Values:
     """x / step rounded and kept in low..high; 0 where step is."""
-    return np.clip(np.rint(x * inverse(step)), low, high)
+    rounded: Values = np.clip(np.rint(x * inverse(step)), low, high)
+    return rounded
 
 
 def _squared(x: Values) -> Values:
