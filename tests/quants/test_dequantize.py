@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from engine.quants import QUANT_TYPES, QuantType, dequantize
-from engine.quants.dequantize import DECODERS
+from engine.quants.decode import DECODERS
 
 
 def test_every_type_can_be_dequantised() -> None:

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from engine.quants import QUANT_TYPES, dequantize, quantize
-from engine.quants.quantize import ENCODERS
+from engine.quants.encode import ENCODERS
 
 # The largest error of a value as a share of the block's largest magnitude: half a step of its scale, where nothing is
 # clipped, and a whole one for the value that has no code; minimums make the steps up to twice as wide.

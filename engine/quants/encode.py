@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.quants import k_quantize, legacy
+from engine.quants import k_quants_search, legacy
 from engine.quants.bits import Encode
 from engine.quants.types import QuantType
 
@@ -20,11 +20,11 @@ ENCODERS: Mapping[str, Encode] = {
     "Q4_1": legacy.encode_q4_1,
     "Q5_0": legacy.encode_q5_0,
     "Q5_1": legacy.encode_q5_1,
-    "Q2_K": k_quantize.encode_q2_k,
-    "Q3_K": k_quantize.encode_q3_k,
-    "Q4_K": k_quantize.encode_q4_k,
-    "Q5_K": k_quantize.encode_q5_k,
-    "Q6_K": k_quantize.encode_q6_k,
+    "Q2_K": k_quants_search.encode_q2_k,
+    "Q3_K": k_quants_search.encode_q3_k,
+    "Q4_K": k_quants_search.encode_q4_k,
+    "Q5_K": k_quants_search.encode_q5_k,
+    "Q6_K": k_quants_search.encode_q6_k,
 }
 """The types that quantize() can write, by name."""
 
