@@ -1,0 +1,113 @@
+"""Random joins, cancels and steps: every answer equals the one that its prompt gets alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from engine.api import Finished, GenerateRequest, PrefillProgress, SamplingParams, Started, StopReason, Token
+from engine.batch import KV_BLOCK
+from engine.serving import Serving
+from engine.stream import Stream
+from tests.engine.fakes import FakeBundle, FakeModel, lone_run
+
+starts = [[1] * 70, [1] * 40 + [2] * 30, list(range(90))]
+prompts = st.builds(
+    lambda start, length, end: start[:length] + end,
+    st.sampled_from(starts),
+    st.integers(0, 90),
+    st.lists(st.integers(0, 5), min_size=1, max_size=40),
+)
+
+
+class Requests(RuleBasedStateMachine):
+    @initialize(n_blocks=st.integers(6, 24), max_rows=st.integers(1, 48))
+    def load(self, n_blocks: int, max_rows: int) -> None:
+        bundle = FakeBundle(FakeModel(n_blocks, max_rows))
+        self.model: FakeModel = bundle.model
+        self.serving = Serving(bundle.model, bundle.tokenizer, bundle.template, bundle.info)
+        self.requests: list[tuple[GenerateRequest, Stream]] = []
+
+    @rule(prompt=prompts, n=st.integers(1, 80), seed=st.none() | st.integers(0, 3), ignore_eos=st.booleans())
+    def join(self, prompt: list[int], n: int, seed: int | None, ignore_eos: bool) -> None:
+        if len(prompt) >= self.serving.info.context_length:
+            return
+        sampling = SamplingParams(temperature=0) if seed is None else SamplingParams(seed=seed)
+        request = GenerateRequest(prompt_tokens=prompt, max_tokens=n, sampling=sampling, ignore_eos=ignore_eos)
+        stream = Stream()
+        assert stream.claim()
+        self.serving.add(stream, request, 0.0)
+        self.requests.append((request, stream))
+
+    @rule(which=st.integers(0, 99))
+    def cancel(self, which: int) -> None:
+        if self.requests:
+            stream = self.requests[which % len(self.requests)][1]
+            stream.cancel()
+            if self.serving.busy:
+                self.serving.step()
+            assert stream.ended
+
+    @rule(n=st.integers(1, 20))
+    def step(self, n: int) -> None:
+        for _ in range(n):
+            if self.serving.busy:
+                self.serving.step()
+
+    @rule()
+    def instrument(self) -> None:
+        """Something else uses the whole cache between two steps."""
+        self.serving.suspend_all()
+        self.model._cache[:] = -7
+
+    @invariant()
+    def blocks_are_accounted_for(self) -> None:
+        if not hasattr(self, "serving"):
+            return
+        scheduler = self.serving._scheduler
+        holders = [0] * self.model.n_blocks
+        for sequence in scheduler.running:
+            assert len(sequence.blocks) * KV_BLOCK >= sequence.n_computed
+            for block in sequence.blocks:
+                holders[block] += 1
+        assert holders == [scheduler.blocks.holders(block) for block in range(self.model.n_blocks)]
+        assert scheduler.blocks.free == holders.count(0)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "serving"):
+            return
+        while self.serving.busy:
+            self.serving.step()
+        assert self.serving._scheduler.blocks.free == self.model.n_blocks
+        for request, stream in self.requests:
+            assert_lone_answer(request, stream.poll(), self.serving.info.context_length)
+
+
+def assert_lone_answer(request: GenerateRequest, events: list[Any], context_length: int) -> None:
+    last = events[-1]
+    assert isinstance(last, Finished)
+    order = [type(event) for event in events]
+    assert order == sorted(order, key=[Started, PrefillProgress, Token, Finished].index)
+    tokens = [event.token for event in events if isinstance(event, Token)]
+    prompt = list(request.prompt_tokens or ())
+    assert request.max_tokens is not None
+    limit = min(request.max_tokens, context_length - len(prompt))
+    wanted = lone_run(prompt, limit, request.sampling, request.ignore_eos)
+    if last.reason is StopReason.CANCELLED:
+        assert tokens == wanted[: len(tokens)]
+    else:
+        assert tokens == wanted
+        assert order.count(Started) == 1
+        reached = StopReason.LENGTH if limit == request.max_tokens else StopReason.CONTEXT
+        assert last.reason in ({reached} if request.ignore_eos else {reached, StopReason.EOS})
+        figures = last.figures
+        assert figures.generated_tokens == len(tokens)
+        assert figures.prompt_tokens == len(prompt)
+        assert 0 <= figures.cached_tokens < len(prompt)
+
+
+TestRequests = Requests.TestCase
+TestRequests.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
