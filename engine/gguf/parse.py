@@ -42,7 +42,12 @@ _MAX_NAME_BYTES = 63
 _MAX_DIMENSIONS = 4
 _MIN_KEY_BYTES = 8 + 1 + 4 + 1  # length, name, value type, value
 _MIN_TENSOR_BYTES = 8 + 1 + 4 + 8 + 4 + 8  # length, name, n_dims, one dimension, type, offset
-_REMOVED_TYPES = {4: "Q4_2", 5: "Q4_3", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8"} | {
+_REMOVED_TYPES = {
+    4: "Q4_2",
+    5: "Q4_3",
+    31: "Q4_0_4_4",
+    32: "Q4_0_4_8",
+    33: "Q4_0_8_8",
     36: "IQ4_NL_4_4",
     37: "IQ4_NL_4_8",
     38: "IQ4_NL_8_8",
@@ -89,7 +94,11 @@ def parse(path: Path, part: int = 0) -> Part:
         raise ModelFileError(f"There is no file {path}.", "Check the path.") from None
     except (OSError, ValueError) as error:
         raise ModelFileError(f"{path} could not be opened: {error}.", "Check that the file can be read.") from error
-    return _Parser(path, mapped, len(mapped), part).parse()
+    try:
+        return _Parser(path, mapped, len(mapped), part).parse()
+    except BaseException:
+        mapped.close()  # now, not when the error is forgotten: where a map locks its file, it could not be replaced
+        raise
 
 
 class _Parser:
@@ -106,7 +115,6 @@ class _Parser:
         version = self._version()
         n_tensors = self._scalar("<q", "the number of tensors")
         n_keys = self._scalar("<q", "the number of keys")
-        # Only sums that fit are worth looking at: this is what keeps a small file from asking for much.
         self._check_count("tensors", n_tensors, _MIN_TENSOR_BYTES)
         self._check_count("keys", n_keys, _MIN_KEY_BYTES)
         for index in range(n_keys):
@@ -347,5 +355,5 @@ def _align(position: int, alignment: int) -> int:
 
 def shown(name: str, most: int = 80) -> str:
     """A name as a message can show it: printable, and not endless."""
-    text = "".join(c if c.isprintable() else f"\\x{ord(c) & 0xFF:02x}" for c in name[:most])
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name[:most])
     return text + "…" * (len(name) > most)

@@ -49,7 +49,7 @@ DECODERS: Mapping[str, Decode] = {
     "Q2_0": low_bit.decode_q2_0,
 }
 
-_CHUNK = 1 << 16
+_CHUNK = 1 << 17
 """Values decoded at a time: what they need beside the result stays in the cache of one core."""
 
 
@@ -60,7 +60,7 @@ def dequantize(
 
     rows: uint8 [n, row_bytes], rows of whole blocks; may be read-only and strided between rows.
     out: optional float32 [n, k], k = row_bytes / block_bytes * block_size, contiguous within rows; returned when given.
-    Returns float32 [n, k]. Needs about half a megabyte beside it. Raises ValueError for other shapes.
+    Returns float32 [n, k]. Needs about a megabyte beside it. Raises ValueError for other shapes.
     """
     if rows.ndim != 2 or rows.dtype != np.uint8 or rows.shape[1] % quant.block_bytes:
         raise ValueError(

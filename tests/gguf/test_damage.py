@@ -57,6 +57,7 @@ CASES: list[tuple[str, Change, str]] = [
     ("alignment text", set_key("general.alignment", STRING, "32"), "general.alignment must be uint32, .* a string"),
     ("alignment int32", set_key("general.alignment", INT32, -32), "general.alignment must be uint32, .* int32"),
     ("alignment array", set_key("general.alignment", ARRAY, Array(UINT32, [32])), "general.alignment must be uint32"),
+    ("unreadable key", set_raw(string(b"x.\xff\n") + struct.pack("<IQ", 13, 0)), r"the key x\.\\udcff\\n has the unk"),
     ("no tensor name", set_tensor(1, name=""), "name of tensor 2 of 3 has 0 bytes"),
     ("long tensor name", set_tensor(1, name="x" * 64), "name of tensor 2 of 3 has 64 bytes"),
     ("tensor twice", set_tensor(1, name="token_embd.weight"), "token_embd.weight occurs twice"),
