@@ -132,7 +132,8 @@ def display_problem() -> str:
 
 def _fetch_starter() -> None:
     """The window and the tests say themselves what they lack without it."""
-    if subprocess.run([environment.script("realm"), "fetch-starter"], check=False, cwd=PROJECT).returncode != 0:
+    command = [environment.script("realm"), "fetch-starter"]
+    if subprocess.run(command, check=False, cwd=PROJECT, stdout=subprocess.DEVNULL).returncode != 0:
         say("Going on without the starter model.")
 
 
