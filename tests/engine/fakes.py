@@ -98,7 +98,7 @@ class FakeModel:
         for array in (batch.tokens, batch.positions, batch.sequences, batch.block_tables, batch.logit_rows):
             assert array.dtype == np.int32
         assert batch.positions.shape == batch.sequences.shape == (n,)
-        assert ((0 <= batch.tokens) & (batch.tokens < self.n_vocab)).all()
+        assert ((batch.tokens >= 0) & (batch.tokens < self.n_vocab)).all()
         assert (np.diff(batch.logit_rows) > 0).all()
         assert batch.block_tables.shape[0] == batch.sequences[-1] + 1
         steps, same = np.diff(batch.sequences), np.diff(batch.sequences) == 0

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -62,6 +64,6 @@ def expected(text: str, stop: list[str]) -> tuple[str, bool]:
 )
 def test_the_answer_does_not_depend_on_where_tokens_end(text: str, stop: list[str], cuts: list[int]) -> None:
     bounds = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
-    pieces = [text[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    pieces = [text[a:b] for a, b in itertools.pairwise(bounds)]
     out, stopped = run(pieces, stop)
     assert ("".join(out), stopped) == expected(text, stop)

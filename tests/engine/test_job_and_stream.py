@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from engine.api import Failed, Finished, Figures, PrefillProgress, Started, StopReason
+from engine.api import Failed, Figures, Finished, PrefillProgress, Started, StopReason
 from engine.errors import RequestError
 from engine.job import Job, JobCancelled
 from engine.stream import Stream

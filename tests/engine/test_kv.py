@@ -47,15 +47,15 @@ def test_the_last_token_is_never_taken_from_the_cache() -> None:
 def test_the_same_block_after_another_beginning_is_not_the_same() -> None:
     manager = BlockManager(6)
     filled(manager, [1, 2])
-    assert manager.match(block(2) + [0]) == []
+    assert manager.match([*block(2), 0]) == []
     assert manager.match(block(3) + block(2) + [0]) == []
 
 
 def test_adapters_share_nothing_with_the_bare_model() -> None:
     manager = BlockManager(6)
     blocks = filled(manager, [1], b"pirate")
-    assert manager.match(block(1) + [0]) == []
-    assert manager.match(block(1) + [0], b"pirate") == blocks
+    assert manager.match([*block(1), 0]) == []
+    assert manager.match([*block(1), 0], b"pirate") == blocks
 
 
 def test_the_prefix_given_up_longest_ago_goes_first_and_from_its_end() -> None:

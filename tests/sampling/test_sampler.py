@@ -176,7 +176,7 @@ def test_invalid_logits_are_a_device_error(bad: float, params: SamplingParams) -
         ("logit_bias", {2: math.inf}),
     ],
 )
-def test_an_invalid_setting_is_named(setting: str, value: object) -> None:
+def test_an_invalid_setting_is_named(setting: str, value: Any) -> None:
     with pytest.raises(RequestError, match=setting):
         Sampler(replace(SamplingParams(), **{setting: value}), 30)
 
