@@ -60,6 +60,8 @@ def answer_request(engine: Engine, request: GenerateRequest, on_text: Callable[[
                         add(event.text)
                     case Finished():
                         add(event.text)
+                        if event.reason is StopReason.EOS and tokens:
+                            tokens.pop()  # the token that ended the answer is not part of it
                         return Answer(tokens, "".join(pieces), prompt_tokens, event.reason, event.figures)
                     case Failed():
                         raise event.error

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     path = model_path(args.model) if args.model else default_model(ask=typed and is_terminal(sys.stderr))
     load_options = LoadOptions(device=args.device, context_length=args.context_length)
     with ChatStore.open() as store, open_engine() as engine:
-        info = load(engine, path, load_options)
+        info = load(engine, path, load_options, chats=True)
         session = ChatSession(engine, store, info, load_options, given_options(args), args.system)
         try:
             if args.resume:

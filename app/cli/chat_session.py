@@ -201,7 +201,7 @@ class ChatSession:
 
     def model(self, name: str) -> None:
         if name:
-            self._info = load(self._engine, model_path(name), self._load_options)
+            self._info = load(self._engine, model_path(name), self._load_options, chats=True)
         info = self._info
         say(
             f"{info.name} ({info.architecture}, {info.quantisation}, {bytes_text(info.file_bytes)}) on "

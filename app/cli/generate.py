@@ -55,7 +55,8 @@ def run(args: argparse.Namespace) -> int:
         request = None
     else:
         request = generate_request(options)
-    with loaded_engine(args.model, args.device, args.context_length) as (engine, info):
+    chats = "messages" in options
+    with loaded_engine(args.model, args.device, args.context_length, chats=chats) as (engine, info):
         if request is None:
 
             def answer_line(line: Any) -> Any:

@@ -84,8 +84,11 @@ def open_engine() -> Iterator[Engine]:
         yield engine
 
 
-def load(engine: Engine, path: Path, options: LoadOptions) -> ModelInfo:
-    """Loads a model with a progress bar on stderr, and says what the person should know about it."""
+def load(engine: Engine, path: Path, options: LoadOptions, *, chats: bool) -> ModelInfo:
+    """Loads a model with a progress bar on stderr, and says what the person should know about it.
+
+    chats: messages will be put through a template; otherwise a missing one is not worth a word.
+    """
     bar = ProgressBar(path.name)
     job = engine.load(path, options)
     try:
@@ -96,12 +99,15 @@ def load(engine: Engine, path: Path, options: LoadOptions) -> ModelInfo:
     finally:
         bar.clear()
     for note in info.notes:
-        say(f"Note: {note}")
+        if chats or "chat template" not in note:
+            say(f"Note: {note}")
     return info
 
 
 @contextmanager
-def loaded_engine(name: str, device: str, context_length: int | None) -> Iterator[tuple[Engine, ModelInfo]]:
+def loaded_engine(
+    name: str, device: str, context_length: int | None, *, chats: bool = False
+) -> Iterator[tuple[Engine, ModelInfo]]:
     """An engine with a model loaded, closed at the end."""
     from engine.api import LoadOptions
 
@@ -109,7 +115,7 @@ def loaded_engine(name: str, device: str, context_length: int | None) -> Iterato
     if context_length is not None and context_length < 1:
         raise RequestError(f"A context length of {context_length} tokens is not possible.", "Give 1 or more.")
     with open_engine() as engine:
-        yield engine, load(engine, path, LoadOptions(device=device, context_length=context_length))
+        yield engine, load(engine, path, LoadOptions(device=device, context_length=context_length), chats=chats)
 
 
 def wait_for(job: Job[T], meanwhile: Callable[[], None] | None = None) -> T:

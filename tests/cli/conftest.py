@@ -7,8 +7,10 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from app.cli.main import main
@@ -63,3 +65,16 @@ def realm(monkeypatch: pytest.MonkeyPatch) -> Realm:
             return Result(code, out.getvalue(), err.getvalue().decode("utf-8"))
 
     return run
+
+
+@pytest.fixture(scope="session")
+def tiny_model(fixtures_dir: Path) -> Path:
+    """A llama of two layers and 448 tokens with random weights: loads at once, says nothing sensible."""
+    return fixtures_dir / "tiny_models" / "llama.gguf"
+
+
+@pytest.fixture(scope="session")
+def tiny_reference(fixtures_dir: Path) -> dict[str, Any]:
+    """What the reference computed with the tiny model: prompt, greedy, exact_logits, ... as arrays."""
+    with np.load(fixtures_dir / "tiny_models" / "llama.npz") as arrays:
+        return {name: arrays[name] for name in arrays.files}

@@ -73,9 +73,7 @@ def test_a_file_that_holds_a_vocabulary_only(realm: Realm, fixtures_dir: Path) -
 
 @pytest.mark.parametrize("name", ["info", "tokenize", "detokenize", "template", "generate", "logits", "perplexity"])
 @pytest.mark.parametrize("trouble", ["missing", "folder", "text", "empty"])
-def test_what_is_no_model_is_refused_by_every_command(
-    realm: Realm, tmp_path: Path, name: str, trouble: str
-) -> None:
+def test_what_is_no_model_is_refused_by_every_command(realm: Realm, tmp_path: Path, name: str, trouble: str) -> None:
     text = tmp_path / "text.txt"
     text.write_text("Not a model at all, but long enough to look into.\n")
     (tmp_path / "folder").mkdir()
@@ -95,7 +93,9 @@ def test_what_is_no_model_is_refused_by_every_command(
 
     result = realm(*arguments, stdin="[1]")
 
-    assert {"missing": "no model file", "folder": "is a folder", "text": "GGUF", "empty": "is empty"}[trouble] in result.error
+    assert {"missing": "no model file", "folder": "is a folder", "text": "GGUF", "empty": "is empty"}[
+        trouble
+    ] in result.error
     assert str(model) in result.error or model.name in result.error
     assert result.out == ""
 

@@ -37,7 +37,7 @@ def test_colours_only_where_a_person_sees_them(monkeypatch: pytest.MonkeyPatch) 
 def test_nothing_that_a_model_says_can_steer_the_terminal(text: str) -> None:
     shown = terminal.printable(text)
 
-    assert not any(ord(c) < 32 and c not in "\n\t" or 0x7F <= ord(c) < 0xA0 for c in shown)
+    assert not any((ord(c) < 32 and c not in "\n\t") or 0x7F <= ord(c) < 0xA0 for c in shown)
     assert terminal.printable(shown) == shown
 
 

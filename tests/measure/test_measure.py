@@ -57,9 +57,7 @@ class RememberingModel:
         answers = []
         for row in batch.logit_rows:
             table = batch.block_tables[batch.sequences[row]]
-            seen = [
-                int(self.kv[table[p // KV_BLOCK], p % KV_BLOCK]) for p in range(int(batch.positions[row]) + 1)
-            ]
+            seen = [int(self.kv[table[p // KV_BLOCK], p % KV_BLOCK]) for p in range(int(batch.positions[row]) + 1)]
             answers.append(expected_logits(seen))
         return np.asarray(answers, dtype=np.float32).reshape(len(answers), N_VOCAB)
 

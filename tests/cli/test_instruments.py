@@ -1,0 +1,159 @@
+"""`realm logits`, `realm perplexity` and `realm bench` on a model whose every logit is known."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from .conftest import Realm
+from .test_generate import ids
+
+
+def test_logits_are_the_references(
+    realm: Realm, tiny_model: Path, tiny_reference: dict[str, Any], tmp_path: Path
+) -> None:
+    out = tmp_path / "logits.npy"
+
+    result = realm(
+        *("logits", "--model", tiny_model, "--tokens", ids(tiny_reference["prompt"])),
+        *("--device", "numpy", "--out", out, "--json"),
+    )
+
+    assert result.json == {"out": str(out), "shape": [48, 448], "dtype": "float32", "device": "numpy"}
+    logits = np.load(out)
+    assert logits.dtype == np.float32
+    expected = tiny_reference["exact_logits"][:48].astype(np.float64)
+    assert ((logits - expected) ** 2).sum() / (expected**2).sum() < 1e-6
+    assert [path.name for path in tmp_path.iterdir()] == ["logits.npy"]
+
+
+def test_logits_can_be_written_over_and_told_in_words(realm: Realm, tiny_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "logits.npy"
+    out.write_text("old")
+
+    result = realm("logits", "--model", tiny_model, "--tokens", "1", "--device", "numpy", "--out", out)
+
+    assert result.code == 0
+    assert np.load(out).shape == (1, 448)
+    assert "float32 [1, 448]" in result.err
+
+
+@pytest.mark.parametrize(
+    ("tokens", "out", "says"),
+    [
+        ("", "o.npy", "holds no token id"),
+        ("1,448", "o.npy", "Token id 448 (number 2 of the list)"),
+        ("-1", "o.npy", "Token id -1"),
+        ("1", "", "is a folder"),
+        ("1", "none/o.npy", "There is no folder"),
+    ],
+)
+def test_impossible_logits_are_refused_and_leave_no_file(
+    realm: Realm, tiny_model: Path, tmp_path: Path, tokens: str, out: str, says: str
+) -> None:
+    result = realm("logits", "--model", tiny_model, f"--tokens={tokens}", "--device", "numpy", "--out", tmp_path / out)
+
+    assert says in result.error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_perplexity_follows_from_the_logits(realm: Realm, tiny_model: Path, tmp_path: Path) -> None:
+    text = "It was the best of times,\nit was the worst of times. " * 3
+    file = tmp_path / "text.txt"
+    file.write_text(text)
+    command = ("perplexity", "--model", tiny_model, "--file", file, "--context", 64, "--device", "numpy")
+
+    answer = realm(*command, "--json", "--nll").json
+
+    tokens = realm("tokenize", "--model", tiny_model, "--no-bos", stdin=text).json
+    chunks = [[1, *tokens[start : start + 63]] for start in range(0, len(tokens), 63)]
+    expected = []
+    for chunk in chunks:
+        realm("logits", "--model", tiny_model, "--tokens", ids(chunk), "--device", "numpy", "--out", tmp_path / "l.npy")
+        logits = np.load(tmp_path / "l.npy").astype(np.float64)
+        logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        expected.append([-logits[i, token] for i, token in enumerate(chunk[1:])])
+    assert len(chunks) > 1
+    assert answer["chunks"] == len(chunks)
+    assert answer["scored_tokens"] == len(tokens)
+    for values, reference in zip(answer["nll"], expected, strict=True):
+        np.testing.assert_allclose(values, reference, atol=1e-4)
+    everything = [value for chunk in answer["nll"] for value in chunk]
+    assert answer["mean_nll"] == pytest.approx(np.mean(everything))
+    assert answer["perplexity"] == pytest.approx(math.exp(np.mean(everything)))
+    assert 0 < answer["standard_error"] < answer["perplexity"]
+    plain = realm(*command)
+    assert plain.out.startswith(f"perplexity {answer['perplexity']:.4f} ± ")
+    assert "nll" not in realm(*command, "--json").json
+
+
+def test_perplexity_of_the_starter_model_is_the_references(
+    realm: Realm, starter_model: Path, fixtures_dir: Path, tmp_path: Path
+) -> None:
+    """Within 1.5 % of the reference's own path or 0.1 % of the exact one; the first chunk alone, for its time."""
+    reference = json.loads((fixtures_dir / "real_models" / "smollm2-135m-q4_1.json").read_text(encoding="utf-8"))
+    known = reference["perplexity"]
+    file = tmp_path / "text.txt"
+    file.write_bytes(realm("detokenize", "--model", starter_model, stdin=json.dumps(known["chunks"][0])).stdout)
+
+    answer = realm("perplexity", "--model", starter_model, "--file", file, "--context", 512, "--json").json
+
+    assert answer["scored_tokens"] == 511
+    exact = float(np.mean(known["exact_nll"][0]))
+    integer_path = float(np.mean(known["nll"][0]))
+    assert abs(answer["mean_nll"] - exact) < 0.001 or abs(answer["mean_nll"] - integer_path) < 0.015
+
+
+@pytest.mark.parametrize(
+    ("content", "context", "says"),
+    [(b"", 8, "is empty"), (b"\xff\xfe", 8, "is not UTF-8"), (b"some text", 1, "context of 1"), (None, 8, "no file")],
+)
+def test_impossible_texts_are_refused(
+    realm: Realm, tiny_model: Path, tmp_path: Path, content: bytes | None, context: int, says: str
+) -> None:
+    file = tmp_path / "text.txt"
+    if content is not None:
+        file.write_bytes(content)
+
+    result = realm("perplexity", "--model", tiny_model, "--file", file, "--context", context, "--device", "numpy")
+
+    assert says in result.error
+
+
+def test_bench_measures_what_it_says(realm: Realm, tiny_model: Path) -> None:
+    command = ("bench", "--model", tiny_model, "-p", 40, "-n", 10, "-r", 3, "--device", "numpy")
+
+    answer = realm(*command, "--json").json
+
+    for what in ("prefill", "decode"):
+        name = f"{what}_tokens_per_s"
+        assert 0 < answer[f"{name}_min"] <= answer[name] <= answer[f"{name}_max"]
+        assert answer[f"model_{name}"] > 0
+    assert (answer["n_prompt"], answer["n_decode"], answer["repetitions"]) == (40, 10, 3)
+    assert answer["device"] == "numpy"
+    assert answer["decode_gb_per_s"] > 0
+    assert answer["load_s"] > 0
+    assert answer["peak_memory_bytes"] > answer["file_bytes"] == tiny_model.stat().st_size
+    if answer["read_bandwidth_gb_per_s"] is not None:
+        share = answer["decode_gb_per_s"] / answer["read_bandwidth_gb_per_s"]
+        assert answer["decode_bandwidth_share"] == pytest.approx(share)
+    plain = realm(*command)
+    assert plain.code == 0
+    assert "prefill" in plain.out
+    assert "decode" in plain.out
+    assert plain.out.count("tokens/s") == 2
+
+
+def test_devices_are_listed(realm: Realm) -> None:
+    devices = realm("devices", "--json").json
+
+    assert "numpy" in [device["id"] for device in devices]
+    table = realm("devices").out
+    for device in devices:
+        assert device["name"] in table
+        assert device["problem"] in table
