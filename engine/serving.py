@@ -33,8 +33,6 @@ from engine.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
-NO_TEMPLATE_NOTE = "This model brings no chat template, so chats are written to it as plain text."
-
 
 class Serving:
     """The requests that one model works on. `figures` are those of the request that ran last, or runs now."""
@@ -47,8 +45,9 @@ class Serving:
         self.template = template or ChatTemplate(PLAIN_CHAT_TEMPLATE)
         self._scheduler = Scheduler(model.n_blocks, model.max_rows, info.context_length)
         self._meter = Meter(model.weight_bytes_per_token, model.read_bandwidth())
-        notes = info.notes if template else (*info.notes, NO_TEMPLATE_NOTE)
-        self.info = dataclasses.replace(info, notes=notes, context_length=self._scheduler.context_length)
+        # the output may be padded with rows that are no tokens; those are never drawn
+        self._n_vocab = min(model.n_vocab, tokenizer.n_vocab)
+        self.info = dataclasses.replace(info, context_length=self._scheduler.context_length)
         self.figures: Figures | None = None
 
     @property
@@ -66,8 +65,8 @@ class Serving:
     def add(self, stream: Stream, request: GenerateRequest, submitted: float) -> None:
         """Queues a request. Raises a RealmError when something is wrong with it."""
         check_request(request)
-        sampler = Sampler(request.sampling, self.model.n_vocab)
-        tokens = prompt_tokens(request, self.tokenizer, self.template, self.model.n_vocab)
+        sampler = Sampler(request.sampling, self._n_vocab)
+        tokens = prompt_tokens(request, self.tokenizer, self.template, self._n_vocab)
         end_tokens = self.tokenizer.end_tokens
         self._scheduler.add(
             Sequence(
@@ -75,7 +74,7 @@ class Serving:
                 context_length=self._scheduler.context_length,
                 max_blocks=self._scheduler.max_blocks,
                 sampler=sampler,
-                text=AnswerText(self.tokenizer.stream_decoder(), request.stop),
+                text=AnswerText(self.tokenizer.stream_decoder(keep_special=False), request.stop),
                 limits=Limits(request.max_tokens, frozenset() if request.ignore_eos else end_tokens, end_tokens),
                 stream=stream,
                 submitted=submitted,
@@ -142,7 +141,7 @@ class Serving:
 
     def _continue(self, sequence: Sequence, logits: NDArray[np.float32]) -> None:
         try:
-            token = sequence.sampler.sample(logits, sequence.tokens)
+            token = sequence.sampler.sample(logits[: self._n_vocab], sequence.tokens)
             now = perf_counter()
             text, reason = sequence.append(token, now)
             self.figures = sequence.figures(self._meter, now)

@@ -143,7 +143,7 @@ class FakeTokenizer:
     def decode(self, ids: Iterable[int], *, keep_special: bool = True) -> str:
         return bytes(i for i in ids if i < 256).decode("utf-8", "replace")
 
-    def stream_decoder(self) -> FakeDecoder:
+    def stream_decoder(self, *, keep_special: bool = True) -> FakeDecoder:
         return FakeDecoder()
 
 

@@ -25,6 +25,7 @@ from engine.api import (
     Token,
 )
 from engine.batch import KV_BLOCK, Batch
+from engine.chat_template import PLAIN_CHAT_TEMPLATE
 from engine.engine import Engine
 from engine.errors import ContextFullError, DeviceError, ModelFileError, RealmError, RequestError
 from engine.generation import generate
@@ -491,12 +492,27 @@ def test_unload_frees_the_model(start: Start) -> None:
     assert "No model" in error_of(engine.submit(ask(1))).message
 
 
-def test_a_model_without_template_says_so(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.serving.ChatTemplate", lambda source: source)
-    engine = start(FakeBundle(template=None))
-    info = engine.status().model
-    assert info is not None
-    assert "no chat template" in info.notes[-1]
+def test_a_model_without_template_chats_in_the_plain_one(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def render(template: Any, tokenizer: Any, messages: Any) -> list[int]:
+        seen.append(template)
+        return [BOS]
+
+    monkeypatch.setattr(engine.request, "render_chat_tokens", render)
+    monkeypatch.setattr("engine.serving.ChatTemplate", lambda source: ("plain", source))
+    running = start(FakeBundle(template=None))
+    generate(running, GenerateRequest(messages=[{"role": "user", "content": "hi"}], max_tokens=1))
+    assert seen == [("plain", PLAIN_CHAT_TEMPLATE)]
+
+
+def test_rows_of_the_output_that_are_no_tokens_are_never_drawn(start: Start) -> None:
+    tokenizer = FakeTokenizer()
+    tokenizer.n_vocab = 40
+    engine = start(FakeBundle(FakeModel(), tokenizer))
+    sampling = SamplingParams(temperature=5, top_k=0, top_p=1, min_p=0, seed=1)
+    assert max(generate(engine, ask(1, n=100, sampling=sampling)).tokens) < 40
+    assert "prompt_tokens[0] is 40" in error_of(engine.submit(ask(40))).message
 
 
 # -- the rest
