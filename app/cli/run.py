@@ -15,16 +15,16 @@ from engine.errors import RequestError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Answers one prompt through the chat template of the model."
     parser.add_argument("model", metavar="MODEL", help="path of a GGUF file, or the name starter")
-    parser.add_argument("text", metavar="PROMPT", nargs="+", help="what to say to the model; - reads it from stdin")
+    parser.add_argument(
+        "text", metavar="PROMPT", nargs="+", help="what to say to the model; - stands for what is on stdin"
+    )
     parser.add_argument("--system", metavar="TEXT", help="what the model is told before the prompt")
     add_device_arguments(parser)
     add_sampling_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    text = " ".join(args.text)
-    if text == "-":
-        text = decoded(stdin_bytes(), "The prompt on stdin")
+    text = _prompt(args.text)
     if not text.strip():
         raise RequestError("The prompt is empty.", 'Say something, as in `realm run starter "Hello"`.')
     options = given_options(args)
@@ -33,12 +33,21 @@ def run(args: argparse.Namespace) -> int:
             system = [{"role": "system", "content": args.system}] if args.system else []
             options["messages"] = [*system, {"role": "user", "content": text}]
         else:
-            say("This model has no chat template; it continues the text of the prompt.")
             if args.system:
-                raise RequestError("A model without a chat template takes no --system.")
+                raise RequestError("This model has no chat template, so it takes no --system.")
+            say("This model has no chat template; it continues the text of the prompt.")
             options["prompt"] = text
         answer = answer_request(engine, generate_request(options), write_answer)
     if not answer.text.endswith("\n"):
         print()
     say(figures_line(answer.figures, answer.reason), "dim")
     return 0
+
+
+def _prompt(words: list[str]) -> str:
+    """The words of the command line as one text; the first that is "-" stands for all of stdin, on lines of its own."""
+    if "-" not in words:
+        return " ".join(words)
+    at = words.index("-")
+    parts = (" ".join(words[:at]), decoded(stdin_bytes(), "The prompt on stdin"), " ".join(words[at + 1 :]))
+    return "\n".join(part for part in parts if part)
