@@ -123,8 +123,12 @@ def _bytes_below(folder: Path) -> int:
 
 
 def _last_error(lines: list[str]) -> str:
+    """pip's reason as the end of a sentence. Without a network it only says that it found no such package."""
+    if any("Retrying (" in line for line in lines):
+        return "the package index could not be reached."
     errors = [line for line in lines if line.startswith("ERROR:")]
-    return (errors or lines or ["it said nothing."])[-1].removeprefix("ERROR:").strip()
+    reason = (errors or lines or ["it said nothing"])[-1].removeprefix("ERROR:").strip()
+    return reason if reason.endswith(".") else f"{reason}."
 
 
 def _extract(

