@@ -98,12 +98,21 @@ class AnswerFinished:
 class AnswerFailed:
     """No answer, or not all of one. `message` is the failed answer as stored, with the text that had come.
 
-    message is None when nothing was stored: a `regenerate` that failed before any text keeps the old answer.
+    message is None when there is no failed answer: a `regenerate` that failed before any text brings the old answer
+    back (MessagesRemoved and MessagesRestored came before); a database that refuses the answer leaves the prompt alone.
     """
 
     message: StoredMessage | None
     sentence: str
     hint: str
+    saved: bool = True  # as in AnswerFinished
+
+
+@dataclass(frozen=True)
+class AnswerSaved:
+    """An answer that had ended with `saved` False is on disk now."""
+
+    message: StoredMessage
 
 
 @dataclass(frozen=True)
@@ -137,6 +146,7 @@ ConversationEvent = (
     | AnswerText
     | AnswerFinished
     | AnswerFailed
+    | AnswerSaved
     | SavingFailed
     | ActionFailed
 )

@@ -55,6 +55,12 @@ class AnswerJournal:
                 self._thread.start()
         self._has_text.set()
 
+    @property
+    def text(self) -> str:
+        """All that has been appended, saved or not."""
+        with self._lock:
+            return storable("".join(self._pieces))
+
     def problem(self) -> StoreError | None:
         """Why the last attempt to write failed; None while all is well. Writing is tried again until `finish`."""
         return self._problem
@@ -68,7 +74,7 @@ class AnswerJournal:
         """
         encoded = None if figures is None else json.dumps(dict(figures))
         with self._flushing:
-            content = storable("".join(self._pieces))
+            content = self.text
             finished = replace(self.message, content=content, state=state, error=storable(error), figures=figures)
             found = self._write_end(finished, encoded)
             self._problem = None
