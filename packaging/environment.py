@@ -53,7 +53,10 @@ def ensure(kind: str) -> None:
     if not _works():
         _create()
     lock = _LOCKS[kind]
-    say(f"Installing the libraries of {lock.name} into .venv (once; {_ABOUT[kind]} on disk)")
+    if _stamp():
+        say(f"Bringing .venv up to date with {lock.name}")
+    else:
+        say(f"Installing the libraries of {lock.name} into .venv (once; {_ABOUT[kind]} on disk)")
     _pip(["install", "--require-hashes", "-r", str(lock)], _package_count(lock))
     _pip(["install", "--no-index", "--no-deps", "--no-build-isolation", "--editable", str(PROJECT)], 0)
     # Development has all that running takes, in the same versions.
