@@ -1,0 +1,388 @@
+"""Model and device in sight: the button in the top bar, and what opens below it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from PySide6.QtCore import QPoint, QSize, Qt, Signal
+from PySide6.QtGui import QColor, QFontMetrics, QKeyEvent
+from PySide6.QtWidgets import (
+    QFrame,
+    QGraphicsDropShadowEffect,
+    QHBoxLayout,
+    QLabel,
+    QProgressBar,
+    QPushButton,
+    QScrollArea,
+    QVBoxLayout,
+    QWidget,
+)
+
+from app.desktop.icons import icon
+from app.desktop.model_service import ModelService
+from app.desktop.theme import Themes
+from engine.api import DeviceInfo, ModelInfo
+
+STAGES = {
+    "reading": "Reading the file",
+    "compiling": "Preparing the device",
+    "weights": "Moving the weights",
+    "measuring": "Measuring",
+}
+POPUP_WIDTH = 400
+
+
+def file_size(size: int) -> str:
+    """A size as file managers show it: "98 MB", "1.1 GB"."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+def device_title(device: DeviceInfo) -> str:
+    """What a device is called in the window."""
+    if device.id == "numpy":
+        return "numpy (this computer's CPU, slower)"
+    return device.name.strip() or device.id
+
+
+def device_short(device: DeviceInfo) -> str:
+    """A device in a word or two, for the top bar."""
+    if device.id == "numpy":
+        return "numpy"
+    kind = {"gpu": "GPU", "cpu": "CPU"}.get(device.kind, device.kind)
+    return f"OpenCL · {kind}"
+
+
+class ModelButton(QPushButton):
+    """Shows the model and its device, or how far loading is."""
+
+    def __init__(self, themes: Themes, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.setObjectName("modelButton")
+        self.setFlat(True)
+        self.setCursor(Qt.CursorShape.PointingHandCursor)
+        self._themes = themes
+        self._full = ""
+        self.limit = 300
+        row = QHBoxLayout(self)
+        row.setContentsMargins(10, 5, 8, 5)
+        row.setSpacing(8)
+        self._picture = QLabel(self)
+        self.name = QLabel(self)
+        self.name.setObjectName("popupTitle")
+        self.detail = QLabel(self)
+        self.detail.setObjectName("popupDetail")
+        self._chevron = QLabel(self)
+        for part in (self._picture, self.name, self.detail, self._chevron):
+            part.setAttribute(Qt.WidgetAttribute.WA_TransparentForMouseEvents)
+            row.addWidget(part)
+        themes.changed.connect(self._dress)
+        self._dress()
+        self.show_text("No model", "")
+
+    def show_text(self, name: str, detail: str) -> None:
+        """Shows a name and a fainter detail."""
+        self._full = name
+        self.detail.setText(detail)
+        self.detail.setVisible(bool(detail))
+        self.name.setText(QFontMetrics(self.name.font()).elidedText(name, Qt.TextElideMode.ElideMiddle, self.limit))
+        self.setToolTip("Model and device (Ctrl+M)" if name == self.name.text() else f"{name}\nModel and device (Ctrl+M)")
+        self.setAccessibleName(f"Model: {name}. {detail}".strip())
+        self.updateGeometry()
+
+    def set_limit(self, limit: int) -> None:
+        """The width that the name may take."""
+        if limit != self.limit:
+            self.limit = limit
+            self.show_text(self._full, self.detail.text())
+
+    def sizeHint(self) -> QSize:
+        layout = self.layout()
+        assert layout is not None
+        return layout.sizeHint()
+
+    def minimumSizeHint(self) -> QSize:
+        return self.sizeHint()
+
+    def _dress(self) -> None:
+        theme = self._themes.current
+        ratio = self.devicePixelRatio()
+        self._picture.setPixmap(icon("model", theme.accent).pixmap(QSize(18, 18), ratio))
+        self._chevron.setPixmap(icon("chevron-down", theme.text_faint).pixmap(QSize(16, 16), ratio))
+
+
+class Row(QPushButton):
+    """A line of the popup that can be chosen: icon, title, detail, and a mark when it is the current one."""
+
+    def __init__(
+        self, themes: Themes, picture: str, title: str, detail: str, current: bool, parent: QWidget | None = None
+    ) -> None:
+        super().__init__(parent)
+        self.setObjectName("row")
+        self.setProperty("current", current)
+        self.setCursor(Qt.CursorShape.PointingHandCursor)
+        self.setAccessibleName(f"{title}. {detail}" + (" (current)" if current else ""))
+        theme = themes.current
+        line = QHBoxLayout(self)
+        line.setContentsMargins(10, 7, 10, 7)
+        line.setSpacing(11)
+        ratio = self.devicePixelRatio()
+        image = QLabel(self)
+        image.setPixmap(icon(picture, theme.accent if current else theme.text_soft).pixmap(QSize(18, 18), ratio))
+        line.addWidget(image, 0, Qt.AlignmentFlag.AlignVCenter)
+        column = QVBoxLayout()
+        column.setSpacing(1)
+        name = QLabel(self)
+        metrics = QFontMetrics(name.font())
+        name.setText(metrics.elidedText(title, Qt.TextElideMode.ElideMiddle, POPUP_WIDTH - 110))
+        if name.text() != title:
+            self.setToolTip(title)
+        column.addWidget(name)
+        if detail:
+            more = QLabel(self)
+            more.setObjectName("popupDetail")
+            more.setText(detail)
+            more.setWordWrap(len(detail) > 50)
+            column.addWidget(more)
+        line.addLayout(column, 1)
+        if current:
+            mark = QLabel(self)
+            mark.setPixmap(icon("check", theme.accent).pixmap(QSize(16, 16), ratio))
+            line.addWidget(mark)
+        for child in self.findChildren(QLabel):
+            child.setAttribute(Qt.WidgetAttribute.WA_TransparentForMouseEvents)
+
+    def sizeHint(self) -> QSize:
+        layout = self.layout()
+        assert layout is not None
+        return layout.sizeHint()
+
+    def minimumSizeHint(self) -> QSize:
+        return QSize(60, self.sizeHint().height())
+
+
+class ModelPopup(QWidget):
+    """What can be done with models and devices. It is rebuilt each time it opens, and while something loads."""
+
+    open_wanted = Signal()
+    load_wanted = Signal(Path)
+    fetch_wanted = Signal()
+    unload_wanted = Signal()
+    cancel_wanted = Signal()
+    device_chosen = Signal(str)
+
+    def __init__(self, themes: Themes, service: ModelService, parent: QWidget) -> None:
+        super().__init__(parent, Qt.WindowType.Popup | Qt.WindowType.FramelessWindowHint | Qt.WindowType.NoDropShadowWindowHint)
+        self.setAttribute(Qt.WidgetAttribute.WA_TranslucentBackground)
+        self.setAccessibleName("Model and device")
+        self._themes = themes
+        self._service = service
+        outer = QVBoxLayout(self)
+        outer.setContentsMargins(16, 6, 16, 20)
+        self._card = QFrame(self)
+        self._card.setObjectName("popup")
+        shadow = QGraphicsDropShadowEffect(self._card)
+        shadow.setBlurRadius(28)
+        shadow.setOffset(0, 6)
+        shadow.setColor(QColor(themes.current.shadow))
+        self._card.setGraphicsEffect(shadow)
+        outer.addWidget(self._card)
+        inner = QVBoxLayout(self._card)
+        inner.setContentsMargins(0, 0, 0, 0)
+        self._scroll = QScrollArea(self._card)
+        self._scroll.setWidgetResizable(True)
+        self._scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        inner.addWidget(self._scroll)
+        self._bar: QProgressBar | None = None
+        self._stage: QLabel | None = None
+        self._shape: tuple[object, ...] = ()
+        service.changed.connect(self._refresh)
+
+    def open_below(self, anchor: QWidget) -> None:
+        """Opens under a widget, inside of the screen."""
+        self._rebuild()
+        place = anchor.mapToGlobal(QPoint(-16, anchor.height() - 2))
+        window = anchor.window()
+        right = window.mapToGlobal(QPoint(window.width(), 0)).x()
+        self.move(max(window.mapToGlobal(QPoint(0, 0)).x() - 8, min(place.x(), right - self.width() + 8)), place.y())
+        self.show()
+        self.setFocus()
+
+    def keyPressEvent(self, event: QKeyEvent) -> None:
+        if event.key() in (Qt.Key.Key_Down, Qt.Key.Key_Up):
+            self.focusNextPrevChild(event.key() == Qt.Key.Key_Down)
+        else:
+            super().keyPressEvent(event)
+
+    def _refresh(self) -> None:
+        if not self.isVisible():
+            return
+        if self._shape_now() != self._shape:
+            self._rebuild()
+        else:
+            self._show_progress()
+
+    def _shape_now(self) -> tuple[object, ...]:
+        service = self._service
+        return (
+            service.model, service.loading, service.fetching is not None, tuple(service.models), service.device,
+            tuple(service.devices), self._themes.current,
+        )  # fmt: skip
+
+    def _rebuild(self) -> None:
+        self._shape = self._shape_now()
+        service = self._service
+        page = QWidget()
+        page.setObjectName("popupPage")
+        column = QVBoxLayout(page)
+        column.setContentsMargins(10, 12, 10, 10)
+        column.setSpacing(2)
+        self._bar = self._stage = None
+        if service.loading is not None or service.fetching is not None:
+            self._add_progress(column)
+        elif service.model is not None:
+            self._add_current(column, service.model)
+        self._add_models(column)
+        self._add_devices(column)
+        old = self._scroll.takeWidget()
+        if old is not None:
+            old.deleteLater()
+        self._scroll.setWidget(page)
+        wish = page.sizeHint().height() + 4
+        limit = max(260, self.parentWidget().window().height() - 90)
+        self._scroll.setFixedHeight(min(wish, limit))
+        width = min(POPUP_WIDTH, max(280, self.parentWidget().window().width() - 40))
+        self._card.setFixedWidth(width)
+        self.adjustSize()
+        self._show_progress()
+
+    def _heading(self, column: QVBoxLayout, text: str, space: int = 10) -> None:
+        column.addSpacing(space)
+        label = QLabel(text)
+        label.setObjectName("popupHeading")
+        label.setContentsMargins(10, 0, 0, 3)
+        column.addWidget(label)
+
+    def _line(self, column: QVBoxLayout) -> None:
+        column.addSpacing(8)
+        line = QFrame()
+        line.setObjectName("line")
+        column.addWidget(line)
+
+    def _add_progress(self, column: QVBoxLayout) -> None:
+        box = QVBoxLayout()
+        box.setContentsMargins(10, 2, 10, 4)
+        box.setSpacing(7)
+        service = self._service
+        name = service.loading.stem if service.loading is not None else "Starter model"
+        title = QLabel(("Loading " if service.loading is not None else "Fetching ") + name)
+        title.setObjectName("popupTitle")
+        title.setWordWrap(True)
+        box.addWidget(title)
+        self._bar = QProgressBar()
+        self._bar.setTextVisible(False)
+        self._bar.setRange(0, 1000)
+        box.addWidget(self._bar)
+        foot = QHBoxLayout()
+        self._stage = QLabel()
+        self._stage.setObjectName("popupDetail")
+        foot.addWidget(self._stage, 1)
+        cancel = QPushButton("Cancel")
+        cancel.clicked.connect(self.cancel_wanted)
+        foot.addWidget(cancel)
+        box.addLayout(foot)
+        column.addLayout(box)
+
+    def _show_progress(self) -> None:
+        if self._bar is None or self._stage is None:
+            return
+        text, fraction = progress_text(self._service)
+        self._stage.setText(text)
+        self._bar.setRange(0, 1000 if fraction is not None else 0)
+        self._bar.setValue(round(1000 * (fraction or 0)))
+
+    def _add_current(self, column: QVBoxLayout, model: ModelInfo) -> None:
+        box = QHBoxLayout()
+        box.setContentsMargins(10, 0, 8, 0)
+        words = QVBoxLayout()
+        words.setSpacing(2)
+        title = QLabel(model.name)
+        title.setObjectName("popupTitle")
+        title.setWordWrap(True)
+        words.addWidget(title)
+        size = f"{model.parameters / 1e9:.1f} B" if model.parameters >= 1e9 else f"{model.parameters / 1e6:.0f} M"
+        memory = model.weight_bytes + model.kv_bytes + model.scratch_bytes
+        detail = QLabel(
+            f"{size} parameters · {model.quantisation} · {model.architecture}\n"
+            f"Context {model.context_length:,} of {model.trained_context_length:,} tokens\n"
+            f"{file_size(memory)} on {device_title(model.device)}"
+        )
+        detail.setObjectName("popupDetail")
+        detail.setWordWrap(True)
+        words.addWidget(detail)
+        box.addLayout(words, 1)
+        unload = QPushButton("Unload")
+        unload.setIcon(icon("eject", self._themes.current.text_soft))
+        unload.setToolTip("Free the model's memory")
+        unload.clicked.connect(self._then_close(self.unload_wanted.emit))
+        box.addWidget(unload, 0, Qt.AlignmentFlag.AlignTop)
+        column.addLayout(box)
+        self._line(column)
+
+    def _add_models(self, column: QVBoxLayout) -> None:
+        service = self._service
+        current = service.model.path if service.model is not None else None
+        if service.models:
+            self._heading(column, "Models on this computer", 6)
+        for known in service.models[:12]:
+            row = Row(self._themes, "model", known.name, file_size(known.size), known.path == current)
+            row.clicked.connect(self._then_close(lambda path=known.path: self.load_wanted.emit(path)))
+            column.addWidget(row)
+        self._line(column) if service.models else None
+        column.addSpacing(4)
+        row = Row(self._themes, "folder", "Open a model file…", "", False)
+        row.setToolTip("Choose a GGUF file (Ctrl+O)")
+        row.clicked.connect(self._then_close(self.open_wanted.emit))
+        column.addWidget(row)
+        if service.fetching is None and not any("SmolLM2-135M-Instruct" in known.path.name for known in service.models):
+            row = Row(self._themes, "download", "Fetch the starter model", "SmolLM2 135M Instruct, 98 MB", False)
+            row.clicked.connect(self.fetch_wanted)
+            column.addWidget(row)
+        self._line(column)
+
+    def _add_devices(self, column: QVBoxLayout) -> None:
+        service = self._service
+        self._heading(column, "Device", 6)
+        used = service.model.device if service.model is not None else None
+        detail = f"Now {device_title(used)}" if used is not None else "The fastest that works"
+        choices: list[tuple[str, str, str]] = [("auto", "Automatic", detail)]
+        for device in service.devices:
+            memory = f"{file_size(device.memory_bytes)} memory" if device.memory_bytes else ""
+            choices.append((device.id, device_title(device), device.problem or memory))
+        for name, title, more in choices:
+            row = Row(self._themes, "spark" if name == "auto" else "chip", title, more, name == service.device)
+            problem = next((d.problem for d in service.devices if d.id == name), "")
+            row.setEnabled(not problem)
+            row.clicked.connect(self._then_close(lambda name=name: self.device_chosen.emit(name)))
+            column.addWidget(row)
+
+    def _then_close(self, do: Callable[[], object]) -> Callable[[bool], None]:
+        def run(_checked: bool = False) -> None:
+            self.hide()
+            do()
+
+        return run
+
+
+def progress_text(service: ModelService) -> tuple[str, float | None]:
+    """What is under way in words, and its share done (None while unknown)."""
+    if service.fetching is not None:
+        done, total = service.fetching
+        if not total:
+            return "Looking for the file", None
+        return f"{file_size(done)} of {file_size(total)}", done / total
+    progress = service.progress
+    if progress is None:
+        return "", None
+    stage = STAGES.get(progress.stage, progress.stage.capitalize())
+    return (f"{stage}: {progress.detail}" if progress.detail else stage), progress.fraction
