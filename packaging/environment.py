@@ -20,7 +20,7 @@ VENV = PROJECT / ".venv"
 _STAMP = VENV / "realm-installed.json"
 _LOG = VENV / "install.log"
 _LOCKS = {"run": PROJECT / "requirements.lock", "dev": PROJECT / "requirements-dev.lock"}
-_ABOUT = {"run": "about 350 MB", "dev": "about 400 MB"}
+_ABOUT = {"run": "about 600 MB", "dev": "about 750 MB"}
 _BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
 _PYTHON = _BIN / ("python.exe" if os.name == "nt" else "python")
 
