@@ -10,10 +10,13 @@ from app.cli.chat_session import ChatSession
 from app.cli.models import installed_starter, load, model_path, open_engine
 from app.cli.options import add_device_arguments, add_model_argument, add_sampling_arguments, given_options
 from app.cli.prompt import PipedLines, TypedLines
-from app.cli.terminal import bytes_text, is_terminal
+from app.cli.terminal import bytes_text, is_terminal, say
 from app.store import ChatStore
 from engine.api import LoadOptions
 from engine.errors import RequestError
+
+LAST_MODEL, DEVICE = "last_model", "device"
+"""Settings that the terminal shares with the window."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,16 +27,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_argument(parser, required=False)
     parser.add_argument("--continue", dest="resume", action="store_true", help="go on with the chat changed last")
     parser.add_argument("--system", metavar="TEXT", help="what the model is told before the chat")
-    add_device_arguments(parser)
+    add_device_arguments(parser, device=None)
     add_sampling_arguments(parser, ignore_eos=False)
 
 
 def run(args: argparse.Namespace) -> int:
     typed = is_terminal(sys.stdin)
-    path = model_path(args.model) if args.model else default_model(ask=typed and is_terminal(sys.stderr))
-    load_options = LoadOptions(device=args.device, context_length=args.context_length)
     with ChatStore.open() as store, open_engine() as engine:
+        for notice in store.notices:
+            say(notice)
+        if args.model is not None:
+            path = model_path(args.model)
+        else:
+            path = default_model(store, ask=typed and is_terminal(sys.stderr))
+        device = args.device or _text(store.settings.get(DEVICE)) or "auto"
+        load_options = LoadOptions(device=device, context_length=args.context_length)
         info = load(engine, path, load_options, chats=True)
+        store.settings.set(LAST_MODEL, str(path.absolute()))
         session = ChatSession(engine, store, info, load_options, given_options(args), args.system)
         try:
             if args.resume:
@@ -43,8 +53,14 @@ def run(args: argparse.Namespace) -> int:
             session.close()
 
 
-def default_model(*, ask: bool) -> Path:
-    """The starter model, fetched first where a person at the terminal agrees. RequestError when there is none."""
+def default_model(store: ChatStore, *, ask: bool) -> Path:
+    """The model used last, here or in the window, else the starter model, fetched first where the person agrees.
+
+    Raises RequestError when there is none.
+    """
+    last = _text(store.settings.get(LAST_MODEL))
+    if last and Path(last).is_file():
+        return Path(last)
     path = installed_starter()
     if path is not None:
         return path
@@ -61,3 +77,7 @@ def default_model(*, ask: bool) -> Path:
         "There is no model to chat with yet.",
         "`realm fetch-starter` brings a small one, or give the path of a GGUF file with --model.",
     )
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""

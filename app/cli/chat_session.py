@@ -22,6 +22,7 @@ from app.conversation import (
     AnswerFailed,
     AnswerFinished,
     AnswerText,
+    ChatOptions,
     Conversation,
     ConversationEvent,
     PrefillProgress,
@@ -155,16 +156,19 @@ class ChatSession:
 
         self._conversation = Conversation(self._engine, self._store, chat_id, listen)
         self._conversation.wait_idle()
-        if self._options:
-            now = self._conversation.options
-            changed = replace(now, sampling=sampling_params(self._options, now.sampling))
-            if "max_tokens" in self._options:
-                changed = replace(changed, max_tokens=self._options["max_tokens"])
-            if "stop" in self._options:
-                changed = replace(changed, stop=stop_strings(self._options))
-            self._conversation.set_options(changed)
+        before = self._conversation.options
+        if chat_id is None:  # as the window does
+            before = ChatOptions.from_json(self._store.settings.get("chat_options"))
+        options = replace(before, sampling=sampling_params(self._options, before.sampling))
+        if "max_tokens" in self._options:
+            options = replace(options, max_tokens=self._options["max_tokens"])
+        if "stop" in self._options:
+            options = replace(options, stop=stop_strings(self._options))
         if self._system is not None:
-            self._conversation.set_system_prompt(self._system)
+            options = replace(options, system_prompt=self._system)
+        if options != self._conversation.options:
+            self._conversation.set_options(options)
+            self._conversation.wait_idle()
 
     def _switch(self, chat_id: int | None) -> None:
         self._conversation.close()

@@ -37,12 +37,14 @@ def add_model_argument(parser: argparse._ActionsContainer, *, required: bool = T
     )
 
 
-def add_device_arguments(parser: argparse.ArgumentParser, *, context: bool = True) -> None:
+def add_device_arguments(parser: argparse.ArgumentParser, *, context: bool = True, device: str | None = "auto") -> None:
+    """Adds --device, with `device` as its default (None: the one set in the window), and --context-length."""
+    default = "as set in the window" if device is None else device
     parser.add_argument(
         "--device",
-        default="auto",
+        default=device,
         metavar="D",
-        help="opencl, numpy, auto (the default) or an id from `realm devices`",
+        help=f"opencl, numpy, auto or an id from `realm devices` (default {default})",
     )
     if context:
         parser.add_argument(

@@ -115,7 +115,7 @@ def _answer(request: Any, args: argparse.Namespace, default: ChatTemplate | None
 
 def _render(template: ChatTemplate, request: Mapping[str, Any], *, add_generation_prompt: bool) -> str:
     messages = checked_messages(request.get("messages"))
-    extra = request.get("extra") or {}
+    extra = {} if request.get("extra") is None else request["extra"]
     if not isinstance(extra, dict):
         raise RequestError("extra has to be a JSON object.")
     variables = dict(extra)

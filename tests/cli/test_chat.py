@@ -8,7 +8,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ SETTINGS = ("--device", "numpy", "--temperature", 0, "--max-tokens", 5, "--seed"
 
 
 @pytest.fixture
-def chat(realm: Realm, tiny_model: Path) -> Iterator[object]:
+def chat(realm: Realm, tiny_model: Path) -> Realm:
     def run(*lines: str, options: tuple[object, ...] = ()) -> Result:
         stdin = "".join(f"{line}\n" for line in lines)
         return realm("chat", "--model", tiny_model, *SETTINGS, *options, stdin=stdin)
@@ -171,6 +170,35 @@ def test_a_message_too_long_for_the_context_is_said(chat) -> None:
 
     assert "context" in result.err
     assert result.code == 1
+
+
+def test_the_model_used_last_is_used_again(chat, realm: Realm) -> None:
+    chat("one")
+
+    result = realm("chat", "--device", "numpy", "--max-tokens", 3, stdin="/model\n")
+
+    assert result.code == 0
+    assert "tiny-llama" in result.err
+
+
+def test_settings_of_the_window_hold_for_new_chats(chat, realm: Realm, tiny_model: Path) -> None:
+    with ChatStore.open() as store:
+        store.settings.set("device", "abacus")
+        store.settings.set("chat_options", {"max_tokens": 2, "system_prompt": "Be brief."})
+
+    refused = realm("chat", "--model", tiny_model, stdin="Hello\n")
+    answered = realm("chat", "--model", tiny_model, "--device", "numpy", stdin="/system\nHello\n")
+
+    assert "abacus" in refused.error
+    assert "Be brief." in answered.err
+    assert "stopped at the limit of tokens" in answered.err
+
+
+def test_settings_that_sampling_cannot_use_are_refused(chat) -> None:
+    result = chat("Hello", options=("--temperature", "-1"))
+
+    assert result.code == 1
+    assert "realm: temperature is -1.0" in result.err
 
 
 def test_without_a_model_the_way_to_one_is_told(realm: Realm) -> None:
