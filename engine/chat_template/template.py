@@ -48,6 +48,7 @@ class ChatTemplate:
     Attributes:
         source: the template's text.
         bos_token, eos_token: what the template sees under these names.
+        literals: the texts that its expressions name: what it may look for in a message, or cut it at.
     """
 
     def __init__(
@@ -66,7 +67,9 @@ class ChatTemplate:
         self._max_seconds = max_seconds
         self._max_output = max_output
         try:
-            self._compiled = _Environment().from_string(source)
+            environment = _Environment()
+            self.literals = environment.literals(source)
+            self._compiled = environment.from_string(source)
         except (jinja2.TemplateError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise TemplateError(f"The chat template cannot be read: {_describe(error)}.") from None
 
@@ -153,6 +156,10 @@ class _Environment(ImmutableSandboxedEnvironment):
         self.filters = metered_filters({**FILTERS, "tojson": _tojson}, _METER.get)
         self.globals.pop("lipsum")
         self.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now, range=_range)
+
+    def literals(self, source: str) -> frozenset[str]:
+        constants = super()._parse(source, None, None).find_all(nodes.Const)
+        return frozenset(node.value for node in constants if isinstance(node.value, str))
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)

@@ -56,9 +56,17 @@ class Tokenizer:
         return SpecialTokens(self._vocabulary, self._vocabulary.special_tokens(control=True))
 
     @cached_property
+    def _unprotected(self) -> SpecialTokens:
+        """The special tokens that what a person types may become."""
+        protected = self._vocabulary.protected
+        user_defined = self._vocabulary.special_tokens(control=False)
+        return SpecialTokens(self._vocabulary, [token for token in user_defined if not protected[token]])
+
+    @cached_property
     def control_texts(self) -> frozenset[str]:
-        """The texts of control tokens, which only a template may turn into tokens."""
-        return frozenset(self._all_special.texts) - frozenset(self._user_defined.texts)
+        """The texts of the tokens that only a template may turn into tokens."""
+        tokens = self._vocabulary.tokens
+        return frozenset(tokens[token] for token in self._vocabulary.protected.nonzero()[0])
 
     def encode(
         self, text: str, *, add_special: bool = True, parse_special: bool = False, guard: str = ""
@@ -69,7 +77,7 @@ class Tokenizer:
         parse_special: the texts of control tokens in `text` become those tokens; otherwise they are plain text.
             (User-defined tokens always become tokens.)
         guard: a character that is taken out before plain text is tokenized, but after control tokens were looked for:
-            a control token's text with a guard inside stays plain text.
+            a control token's text with a guard inside (or before it, if it is one character) stays plain text.
         """
         text = _LONE_SURROGATE.sub("\ufffd", text) if not text.isascii() else text
         pieces = (self._all_special if parse_special else self._user_defined).split(text)
@@ -96,11 +104,17 @@ class Tokenizer:
 
     def _without_guard(self, pieces: Iterable[str | int], guard: str) -> list[str | int]:
         out: list[str | int] = []
+        plain = ""
         for piece in pieces:
-            if isinstance(piece, str) and guard in piece:
-                out.extend(self._user_defined.split(piece.replace(guard, "")))
+            if isinstance(piece, str):
+                plain += piece
+            elif plain.endswith(guard) and len(text := self.token_text(piece)) == 1:
+                plain += text  # too short for a guard inside
             else:
+                out.extend(self._unprotected.split(plain.replace(guard, "")) if guard in plain else [plain][: bool(plain)])
+                plain = ""
                 out.append(piece)
+        out.extend(self._unprotected.split(plain.replace(guard, "")) if guard in plain else [plain][: bool(plain)])
         return out
 
     # Ids to text

@@ -123,6 +123,7 @@ class Vocabulary:
     tokens: Sequence[str]  # UTF-8, bytes that are none as surrogate escapes
     ids: Mapping[str, int]  # the first id of each text
     attrs: NDArray[np.uint8]
+    protected: NDArray[np.bool_]  # tokens that text of a person must never become: control and unknown
     scores: NDArray[np.float32] | None
     merges: Sequence[str]
     special: Mapping[str, int]  # "bos", "eos", "eot", "unk", "sep", ... where the model has them
@@ -172,6 +173,8 @@ def read_vocabulary(file: HasMetadata) -> Vocabulary:
     pre, pretokenizer = _pretokenizer(model, keys.string("pre"), warnings)
 
     special = _special_ids(keys, model, pre, n, warnings)
+    hidden = np.uint8(Attr.CONTROL | Attr.UNKNOWN)
+    declared_hidden = (attrs & hidden) != 0
     end_tokens = _known_by_text(tokens, ids, attrs, special)
     _strips(file.metadata, pre, ids, attrs)
 
@@ -184,6 +187,7 @@ def read_vocabulary(file: HasMetadata) -> Vocabulary:
         tokens=tokens,
         ids=ids,
         attrs=attrs,
+        protected=declared_hidden | ((attrs & hidden) != 0),
         scores=scores,
         merges=merges or (),
         special=special,
