@@ -1,0 +1,34 @@
+"""The OpenCL backend. The only package that imports pyopencl, and only when it is first used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from engine.api import DeviceInfo
+from engine.batch import LoadedModel, Progress
+from engine.gguf import GGUFFile
+from engine.graph import Graph
+
+
+def list_devices() -> list[DeviceInfo]:
+    """All OpenCL devices, best first, each with the kernel variants it supports."""
+    from engine.backends.opencl.platforms import list_devices
+
+    return list_devices()
+
+
+def load(
+    file: GGUFFile,
+    graph: Graph,
+    *,
+    device: DeviceInfo,
+    n_blocks: int,
+    progress: Progress,
+    cancelled: Callable[[], bool],
+) -> LoadedModel:
+    """Puts a model onto an OpenCL device. Raises DeviceError and UnsupportedModelError."""
+    from engine.backends.opencl.model import OpenCLModel
+
+    return OpenCLModel(
+        file, graph, device=device, n_blocks=n_blocks, progress=progress, cancelled=cancelled
+    )

@@ -1,0 +1,130 @@
+// What every kernel shares: vector arithmetic and its variants.
+//
+// The host defines one REALM_DOT_* for the integer dot product and, where the CPU has them, REALM_F16_* for
+// conversions. Without any of them the code below is plain OpenCL C.
+
+#pragma OPENCL FP_CONTRACT ON
+
+#ifdef REALM_DOT_VNNI512
+typedef int v16si __attribute__((vector_size(64)));
+#endif
+#ifdef REALM_DOT_AVX2
+typedef char v32qi __attribute__((vector_size(32)));
+typedef short v16hi __attribute__((vector_size(32)));
+#endif
+#ifdef REALM_F16_AVX512
+typedef short v16half __attribute__((vector_size(32)));
+typedef float v16sf __attribute__((vector_size(64)));
+#endif
+#ifdef REALM_F16_F16C
+typedef short v8half __attribute__((vector_size(16)));
+typedef float v8sf __attribute__((vector_size(32)));
+#endif
+
+// acc[lane] += sum over 4 bytes of (unsigned byte of w[lane]) * (signed byte of x)
+static inline __attribute__((always_inline)) int16 dot4(int16 acc, int16 w, int x)
+{
+#if defined(REALM_DOT_VNNI512)
+    return __builtin_astype(
+        __builtin_ia32_vpdpbusd512(__builtin_astype(acc, v16si), __builtin_astype(w, v16si),
+                                   __builtin_astype((int16)(x), v16si)),
+        int16);
+#elif defined(REALM_DOT_AVX2)
+    // maddubs saturates at 16 bits: 255 * 127 * 2 does not fit, so the top bit goes apart (128 * 127 * 2 does)
+    const v16hi one = __builtin_astype((short16)(1), v16hi);
+    const v32qi xs = __builtin_astype((int8)(x), v32qi);
+    int8 part[2] = {w.lo, w.hi}, sum[2];
+    for (int i = 0; i < 2; i++) {
+        v16hi low = __builtin_ia32_pmaddubsw256(__builtin_astype(part[i] & 0x7f7f7f7f, v32qi), xs);
+        v16hi top = __builtin_ia32_pmaddubsw256(__builtin_astype(part[i] & (int)0x80808080, v32qi), xs);
+        sum[i] = __builtin_astype(__builtin_ia32_pmaddwd256(low, one), int8)
+               + __builtin_astype(__builtin_ia32_pmaddwd256(top, one), int8);
+    }
+    acc.lo += sum[0];
+    acc.hi += sum[1];
+    return acc;
+#else
+    acc += (w & 0xff) * ((x << 24) >> 24);
+    acc += ((w >> 8) & 0xff) * ((x << 16) >> 24);
+    acc += ((w >> 16) & 0xff) * ((x << 8) >> 24);
+    acc += ((w >> 24) & 0xff) * (x >> 24);
+    return acc;
+#endif
+}
+
+static inline __attribute__((always_inline)) float16 to_float(int16 x)
+{
+    return __builtin_convertvector(x, float16);
+}
+
+static inline __attribute__((always_inline)) float16 load16(const __global float *p)
+{
+    return vload16(0, p);
+}
+
+static inline __attribute__((always_inline)) float16 load_half16(const __global void *p)
+{
+#if defined(REALM_F16_AVX512)
+    const v16half h = __builtin_astype(vload16(0, (const __global short *)p), v16half);
+    return __builtin_astype(__builtin_ia32_vcvtph2ps512_mask(h, __builtin_astype((float16)(0.0f), v16sf), (ushort)0xffff, 4), float16);
+#elif defined(REALM_F16_F16C)
+    const __global short *s = (const __global short *)p;
+    float16 r;
+    r.lo = __builtin_astype(__builtin_ia32_vcvtph2ps256(__builtin_astype(vload8(0, s), v8half)), float8);
+    r.hi = __builtin_astype(__builtin_ia32_vcvtph2ps256(__builtin_astype(vload8(1, s), v8half)), float8);
+    return r;
+#else
+    return vload_half16(0, (const __global half *)p);
+#endif
+}
+
+static inline __attribute__((always_inline)) void store_half16(float16 x, __global void *p)
+{
+#if defined(REALM_F16_AVX512)
+    const v16half h = __builtin_ia32_vcvtps2ph512_mask(__builtin_astype(x, v16sf), 0, __builtin_astype((short16)(0), v16half), (ushort)0xffff);
+    vstore16(__builtin_astype(h, short16), 0, (__global short *)p);
+#else
+    vstore_half16_rte(x, 0, (__global half *)p);
+#endif
+}
+
+static inline float load_half(const __global void *p) { return vload_half(0, (const __global half *)p); }
+
+static inline float load_bf16(const __global void *p)
+{
+    return as_float((uint)(*(const __global ushort *)p) << 16);
+}
+
+// e^x, relative error below 2e-7; anything under -87 gives a number below 2e-38
+static inline __attribute__((always_inline)) float16 exp16(float16 x)
+{
+    x = max(min(x, (float16)(88.0f)), (float16)(-87.0f));
+    const float16 magic = (float16)(12582912.0f);
+    const float16 n = (x * 1.44269504f + magic) - magic;
+    const float16 r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    float16 p = (float16)(1.3888889e-3f);
+    p = p * r + 8.3333333e-3f;
+    p = p * r + 4.1666667e-2f;
+    p = p * r + 1.6666667e-1f;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    const int16 e = (__builtin_convertvector(n, int16) + 127) << 23;
+    return p * __builtin_astype(e, float16);
+}
+
+static inline __attribute__((always_inline)) float sum16(float16 v)
+{
+    const float8 a = v.lo + v.hi;
+    const float4 b = a.lo + a.hi;
+    const float2 c = b.lo + b.hi;
+    return c.x + c.y;
+}
+
+static inline __attribute__((always_inline)) float max16(float16 v)
+{
+    const float8 a = max(v.lo, v.hi);
+    const float4 b = max(a.lo, a.hi);
+    const float2 c = max(b.lo, b.hi);
+    return max(c.x, c.y);
+}

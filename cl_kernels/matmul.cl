@@ -1,0 +1,105 @@
+// Matrix products of one quantisation type (see layout.cl): 16 rows of weights times a few rows of activations.
+//
+// An activation row of k values is int8 q[k], then per 32 values float scale, float scale * sum of q and int sum of q,
+// then int sum of q per 16 values (prepare.cl writes it).
+
+#define WORDS16(p, i) (((const __global int16 *)(p))[i])
+
+static inline __attribute__((always_inline)) void T(scales)(
+    const __global uchar *records, int block, float16 *scale, float16 *minimum)
+{
+    // scale and minimum of the block's 32 / SUB parts
+#if SCALES == S_D
+    scale[0] = load_half16(records + (long)block * RECORD_BYTES);
+#elif SCALES == S_DM
+    scale[0] = load_half16(records + (long)block * RECORD_BYTES);
+    minimum[0] = load_half16(records + (long)block * RECORD_BYTES + 32);
+#elif SCALES == S_D32
+    scale[0] = load16((const __global float *)(records + (long)(block / (SUPER / 32)) * RECORD_BYTES));
+#else
+    const __global uchar *r = records + (long)(block / (SUPER / 32)) * RECORD_BYTES;
+    const int first = (block % (SUPER / 32)) * (32 / SUB);
+    const float16 d = load_half16(r + RECORD_BYTES - (SCALES == S_K ? 32 : 64));
+#if SCALES != S_K
+    const float16 dmin = load_half16(r + RECORD_BYTES - 32);
+#endif
+    for (int j = 0; j < 32 / SUB; j++) {
+#if SCALES == S_K
+        scale[j] = d * __builtin_convertvector(vload16(first + j, (const __global char *)r), float16);
+#elif SCALES == S_KM
+        scale[j] = d * __builtin_convertvector(vload16(first + j, r), float16);
+        minimum[j] = -dmin * __builtin_convertvector(vload16(N_SUB + first + j, r), float16);
+#else
+        const uchar16 both = vload16(first + j, r);
+        scale[j] = d * __builtin_convertvector(both & (uchar)15, float16);
+        minimum[j] = -dmin * __builtin_convertvector(both >> (uchar)4, float16);
+#endif
+    }
+#endif
+}
+
+#define HAS_MINIMUM (SCALES == S_DM || SCALES == S_KM || SCALES == S_K4M)
+
+// acc[t] = 16 rows of the group times activation row t
+#define DEFINE_DOT(NAME, TILE)                                                                                         \
+    static inline __attribute__((always_inline)) void T(NAME)(                                                         \
+        const __global uchar *group, int k, const __global char *x, long x_stride, float16 *acc)                       \
+    {                                                                                                                  \
+        const int blocks = k / 32;                                                                                     \
+        const __global uchar *records = group + (long)blocks * BLOCK_BYTES;                                            \
+        for (int t = 0; t < TILE; t++)                                                                                 \
+            acc[t] = (float16)(0.0f);                                                                                  \
+        for (int b = 0; b < blocks; b++) {                                                                             \
+            int16 w[8];                                                                                                \
+            UNPACK(group + (long)b * BLOCK_BYTES, w, WORDS16)                                                          \
+            float16 scale[32 / SUB], minimum[32 / SUB];                                                                \
+            T(scales)(records, b, scale, minimum);                                                                     \
+            _Pragma("unroll") for (int t = 0; t < TILE; t++)                                                           \
+            {                                                                                                          \
+                const __global char *row = x + t * x_stride;                                                           \
+                const __global int *q = (const __global int *)(row + b * 32);                                          \
+                const __global float *x_scale = (const __global float *)(row + k);                                     \
+                const __global float *x_sum = x_scale + blocks;                                                        \
+                const __global int *q_sum = (const __global int *)(x_sum + blocks);                                    \
+                _Pragma("unroll") for (int j = 0; j < 32 / SUB; j++)                                                   \
+                {                                                                                                      \
+                    const int total = SUB == 32 ? q_sum[b] : q_sum[blocks + 2 * b + j];                                \
+                    int16 s = OFFSET ? (int16)(-(OFFSET) * total) : (int16)(0);                                        \
+                    _Pragma("unroll") for (int i = 0; i < SUB / 4; i++)                                                \
+                        s = dot4(s, w[j * (SUB / 4) + i], q[j * (SUB / 4) + i]);                                       \
+                    acc[t] += to_float(s) * (scale[j] * x_scale[b]);                                                   \
+                    if (HAS_MINIMUM)                                                                                   \
+                        acc[t] += minimum[j] * (SUB == 32 ? x_sum[b] : x_scale[b] * (float)total);                     \
+                }                                                                                                      \
+            }                                                                                                          \
+        }                                                                                                              \
+    }
+
+DEFINE_DOT(dot_1, 1)
+DEFINE_DOT(dot_4, 4)
+DEFINE_DOT(dot_8, 8)
+#undef DEFINE_DOT
+
+#define WORD_OF_LANE(p, i) (((const __global int *)(p))[(i) * 16 + lane])
+
+// One row of weights as float32, for embeddings.
+static inline void T(expand_row)(const __global uchar *weights, int row, int k, __global float *out)
+{
+    const __global uchar *group = weights + (row / 16) * T(group_bytes)(k);
+    const int lane = row % 16;
+    const __global uchar *records = group + (long)(k / 32) * BLOCK_BYTES;
+    for (int b = 0; b < k / 32; b++) {
+        int w[8];
+        UNPACK(group + (long)b * BLOCK_BYTES, w, WORD_OF_LANE)
+        float16 scale[32 / SUB], minimum[32 / SUB];
+        T(scales)(records, b, scale, minimum);
+        for (int j = 0; j < 32 / SUB; j++) {
+            const float s = ((const float *)&scale[j])[lane];
+            const float m = HAS_MINIMUM ? ((const float *)&minimum[j])[lane] : 0.0f;
+            for (int i = 0; i < SUB; i++) {
+                const int q = (w[j * (SUB / 4) + i / 4] >> (8 * (i % 4))) & 0xff;
+                out[b * 32 + j * SUB + i] = s * (float)(q - (OFFSET)) + m;
+            }
+        }
+    }
+}

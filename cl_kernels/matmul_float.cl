@@ -1,0 +1,43 @@
+// Matrix products with weights in floating point: 16 rows lie together, element by element. The host defines
+//   T(name), ELEMENT_BYTES, LOAD16(p) -> float16 and LOAD1(p) -> float.
+// Activations are float32 rows.
+
+static inline long T(group_bytes)(int k) { return ((long)k * 16 * ELEMENT_BYTES + 63) / 64 * 64; }
+
+// Two sums per row take turns, so that additions do not wait for each other.
+#define DEFINE_DOT(NAME, TILE)                                                                                         \
+    static inline __attribute__((always_inline)) void T(NAME)(                                                         \
+        const __global uchar *group, int k, const __global char *x, long x_stride, float16 *acc)                       \
+    {                                                                                                                  \
+        float16 odd[TILE];                                                                                             \
+        for (int t = 0; t < TILE; t++)                                                                                 \
+            acc[t] = odd[t] = (float16)(0.0f);                                                                         \
+        int i = 0;                                                                                                     \
+        for (; i + 2 <= k; i += 2) {                                                                                   \
+            const float16 a = LOAD16(group + (long)i * 16 * ELEMENT_BYTES);                                            \
+            const float16 b = LOAD16(group + (long)(i + 1) * 16 * ELEMENT_BYTES);                                      \
+            _Pragma("unroll") for (int t = 0; t < TILE; t++)                                                           \
+            {                                                                                                          \
+                const __global float *row = (const __global float *)(x + t * x_stride);                                \
+                acc[t] += a * row[i];                                                                                  \
+                odd[t] += b * row[i + 1];                                                                              \
+            }                                                                                                          \
+        }                                                                                                              \
+        if (i < k)                                                                                                     \
+            for (int t = 0; t < TILE; t++)                                                                             \
+                acc[t] += LOAD16(group + (long)i * 16 * ELEMENT_BYTES) * ((const __global float *)(x + t * x_stride))[i]; \
+        for (int t = 0; t < TILE; t++)                                                                                 \
+            acc[t] += odd[t];                                                                                          \
+    }
+
+DEFINE_DOT(dot_1, 1)
+DEFINE_DOT(dot_4, 4)
+DEFINE_DOT(dot_8, 8)
+#undef DEFINE_DOT
+
+static inline void T(expand_row)(const __global uchar *weights, int row, int k, __global float *out)
+{
+    const __global uchar *group = weights + (row / 16) * T(group_bytes)(k);
+    for (int i = 0; i < k; i++)
+        out[i] = LOAD1(group + ((long)i * 16 + row % 16) * ELEMENT_BYTES);
+}

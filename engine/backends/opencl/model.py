@@ -1,0 +1,355 @@
+"""A model on an OpenCL device that runs each step as one launch of cl_kernels/step.cl."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.api import DeviceInfo
+from engine.backends.opencl.formats import FORMATS
+from engine.backends.opencl.lowering import Buffer, Cache, Program, Step, heads_per_tile, lower
+from engine.backends.opencl.platforms import Device, devices
+from engine.backends.opencl.source import step_source
+from engine.backends.opencl.weights import DeviceWeights
+from engine.batch import KV_BLOCK, Batch, MemoryUse, Progress, split_logit_rows
+from engine.errors import DeviceError, OutOfMemoryError, UnsupportedModelError
+from engine.gguf import GGUFFile
+from engine.graph import Embed, Graph, Weight
+
+MAX_ROWS = 512
+"""Rows of one step: the length of a prefill chunk."""
+
+MAX_LOGIT_ROWS = 64
+
+SPLIT_KEYS = 128
+MAX_SPLITS = 16
+"""A single row's attention over more than SPLIT_KEYS positions is cut into up to MAX_SPLITS parts that run at once."""
+
+PARTIAL_SLOTS = 512
+
+KINDS = {"embed": 0, "prepare": 1, "matmul": 2, "store_kv": 3, "attend": 4, "combine": 5, "add": 6}
+
+OP = np.dtype(
+    [
+        *[
+            (name, np.int32)
+            for name in (
+                "kind type logit_rows n k chunk heads kv_heads head_width how table stride".split()
+            )
+        ],
+        ("epsilon", np.float32),
+        ("scale", np.float32),
+        ("unused", np.int32, 2),
+        ("p", np.int64, 8),
+    ]
+)
+"""One operation; the struct Op of step.cl."""
+
+HEADER_WORDS = 16
+"""Words at the start of a step's input; IN_* in step.cl. The offsets of the rope tables follow from word 13."""
+
+MAX_ROPES = 3
+
+
+class OpenCLModel:
+    """A LoadedModel (engine/batch.py) on an OpenCL device whose memory this process can address: a CPU."""
+
+    def __init__(
+        self,
+        file: GGUFFile,
+        graph: Graph,
+        *,
+        device: DeviceInfo,
+        n_blocks: int,
+        progress: Progress,
+        cancelled: Callable[[], bool],
+    ) -> None:
+        import pyopencl as cl
+
+        self.device = device
+        self._on = next(d for d in devices() if f"opencl:{d.index}" == device.id)
+        self.n_vocab = graph.n_vocab
+        self.n_blocks = n_blocks
+        self.max_rows = MAX_ROWS
+        self._bandwidth: float | None = None
+        self._buffers: list[Any] = []
+        self._parity = 0
+        weights = graph.weights()
+        self._weights = DeviceWeights(file, self._on, weights)
+        is_float = {name: FORMATS[name].is_float for name in self._weights.format_names()}
+        self._program = lower(graph, self._weights.types, is_float, self._on.workers)
+        self._check(graph)
+        tables = {op.table.name for op in graph.operations if isinstance(op, Embed)}
+        read = {w.name for phase in self._program.phases for step in phase for w in step.places
+                if isinstance(w, Weight) and step.kind != "embed"}  # fmt: skip
+        self.weight_bytes_per_token = self._weights.bytes_per_token(
+            [w for w in weights if w.name in read or w.name not in tables]
+        )
+        try:
+            names = self._weights.format_names()
+            progress("compiling", 0.0, ", ".join(names))
+            program = self._on.build(step_source(names, self._on.relax))
+            self._step = cl.Kernel(program, "run_step")
+            self._tools = self._on.build(_TOOLS)
+            progress("compiling", 1.0, ", ".join(names))
+            self._weights.load(progress, cancelled)
+            self._allocate(graph, n_blocks)
+            self._set_up(names)
+            if not cancelled():
+                progress("measuring", 0.0, "read bandwidth")
+                self._bandwidth = self._measure_bandwidth()
+        except cl.MemoryError as error:
+            self.close()
+            memory = self.memory()
+            wanted = memory.weight_bytes + memory.kv_bytes + memory.scratch_bytes
+            raise OutOfMemoryError(
+                f"{self._on.handle.name.strip()} has too little memory for this model: it needs {wanted / 1e9:.1f} GB.",
+                "Choose a smaller model, a shorter context, or the device numpy.",
+            ) from error
+        except cl.Error as error:
+            self.close()
+            raise _device_error(error) from error
+
+    def memory(self) -> MemoryUse:
+        scratch = self._program.scratch_bytes_per_row * MAX_ROWS + self._program.logit_bytes_per_row * MAX_LOGIT_ROWS
+        return MemoryUse(self._weights.total_bytes, self._kv_bytes, scratch + self._partial_bytes + 4 * self._in_words)
+
+    def read_bandwidth(self) -> float | None:
+        return self._bandwidth
+
+    def close(self) -> None:
+        self._weights.close()
+        for buffer in self._buffers:
+            buffer.release()
+        self._buffers = []
+
+    def forward(self, batch: Batch) -> NDArray[np.float32]:
+        parts = split_logit_rows(batch, MAX_LOGIT_ROWS)
+        if len(parts) == 1:
+            return self._forward(batch)
+        return np.concatenate([self._forward(part).copy() for part in parts])
+
+    def _forward(self, batch: Batch) -> NDArray[np.float32]:
+        import pyopencl as cl
+
+        words = self._fill_input(batch)
+        wanted = len(batch.logit_rows)
+        logits = self._logits[:wanted]
+        try:
+            cl.enqueue_copy(self._on.queue, self._in, self._input[:words], is_blocking=False)
+            cl.enqueue_nd_range_kernel(self._on.queue, self._step, (4 * self._on.workers,), (1,))
+            if wanted:
+                cl.enqueue_copy(self._on.queue, logits, self._logits_buffer, is_blocking=False)
+            self._on.queue.finish()
+        except cl.Error as error:
+            raise _device_error(error) from error
+        self._parity = 1 - self._parity
+        return logits
+
+    def _fill_input(self, batch: Batch) -> int:
+        """Writes the step's input; returns its length in words."""
+        rows, wanted = len(batch.tokens), len(batch.logit_rows)
+        tiles, combines = self._tiles(batch)
+        a = self._input
+        at = HEADER_WORDS
+        offsets = []
+        for part in (batch.tokens, batch.positions, batch.sequences, batch.logit_rows, tiles, combines):
+            offsets.append(at)
+            flat = np.asarray(part, np.int32).ravel()
+            a[at : at + len(flat)] = flat
+            at += len(flat)
+        offsets.append(at)
+        blocks = batch.block_tables
+        a[at : at + blocks.size] = blocks.ravel()
+        at += blocks.size
+        for rope in self._program.ropes:
+            offsets.append(at)
+            table = rope.table(batch.positions).ravel()
+            a[at : at + len(table)] = table.view(np.int32)
+            at += len(table)
+        a[:6] = (rows, wanted, len(tiles), len(combines), self._parity, blocks.shape[1])
+        a[6 : 6 + len(offsets)] = offsets
+        return at
+
+    def _tiles(self, batch: Batch) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+        """Cuts attention into tiles (rows that go together and the positions they read) and partial results.
+
+        How a row is cut depends on its own length alone, so that it comes out the same in any batch.
+        """
+        tiles: list[tuple[int, ...]] = []
+        combines: list[tuple[int, ...]] = []
+        slots = 0
+        positions = batch.positions.tolist()
+        sequences = batch.sequences.tolist()
+        rows, start = len(positions), 0
+        while start < rows:
+            end = start + 1
+            while end < rows and sequences[end] == sequences[start]:
+                end += 1
+            first = start
+            while first < end:
+                last = min(first + self._tile_rows, end)
+                length = positions[last - 1] + 1
+                splits = min(MAX_SPLITS, -(-length // SPLIT_KEYS)) if end - start == 1 else 1
+                if splits > 1 and slots + splits <= PARTIAL_SLOTS:
+                    step = -(-(-(-length // splits)) // KV_BLOCK) * KV_BLOCK
+                    cuts = range(0, length, step)
+                    combines.append((first, slots, len(cuts)))
+                    for cut in cuts:
+                        tiles.append((first, 1, positions[first], cut, min(cut + step, length), slots))
+                        slots += 1
+                else:
+                    tiles.append((first, last - first, positions[first], 0, length, -1))
+                first = last
+            start = end
+        return tiles, combines
+
+    def _check(self, graph: Graph) -> None:
+        if graph.head_width > 256:
+            raise UnsupportedModelError(
+                f"This model has attention heads of {graph.head_width} numbers; the OpenCL kernels take up to 256.",
+                "Choose the device numpy.",
+            )
+        if len(self._program.ropes) > MAX_ROPES:
+            raise UnsupportedModelError("This model has too many kinds of rotary embedding for the OpenCL kernels.")
+
+    def _allocate(self, graph: Graph, n_blocks: int) -> None:
+        import pyopencl as cl
+
+        def allocate(size: int) -> Any:
+            buffer = cl.Buffer(self._on.context, cl.mem_flags.READ_WRITE, max(size, 64))
+            self._buffers.append(buffer)
+            return buffer
+
+        padded = -(-graph.head_width // 16) * 16
+        cells = n_blocks * KV_BLOCK * graph.n_kv_heads * 2
+        self._caches = {
+            (layer, what): allocate(cells * width)
+            for layer in range(graph.n_layers)
+            for what, width in (("keys", graph.head_width), ("values", padded))
+        }
+        self._kv_bytes = cells * (graph.head_width + padded) * graph.n_layers
+        widest = max((op.n_heads for op in self._program.attentions), default=0)
+        self._partial_bytes = 4 * PARTIAL_SLOTS * widest * (padded + 2)
+        self._tile_rows = min((max(1, 32 // heads_per_tile(op)) for op in self._program.attentions), default=1)
+        self._partials = allocate(self._partial_bytes)
+        self._scratch = allocate(self._program.scratch_bytes_per_row * MAX_ROWS)
+        self._logits_buffer = allocate(self._program.logit_bytes_per_row * MAX_LOGIT_ROWS)
+        self._logits = np.empty((MAX_LOGIT_ROWS, self.n_vocab), np.float32)
+        rope_words = sum(rope.n_rotated for rope in self._program.ropes) * MAX_ROWS
+        # a row's own words, its tiles (a split row has up to MAX_SPLITS), and its block table
+        self._in_words = (
+            HEADER_WORDS + MAX_ROWS * (4 + 6 + 3) + 6 * PARTIAL_SLOTS + MAX_ROWS * n_blocks + rope_words
+        )
+        self._in = allocate(4 * self._in_words)
+        self._input = np.zeros(self._in_words, np.int32)
+
+    def _set_up(self, type_names: list[str]) -> None:
+        """Writes the operations, phases and counters that every step replays."""
+        import pyopencl as cl
+
+        queue, context = self._on.queue, self._on.context
+        weight_bases = [self._address(b) for b in self._weights.buffers]
+        cache_bases = {key: self._address(b) for key, b in self._caches.items()}
+        partials, scratch, logits = (
+            self._address(b) for b in (self._partials, self._scratch, self._logits_buffer)
+        )
+
+        def pointer(place: Any) -> int:
+            if place is None:
+                return 0
+            if isinstance(place, Buffer):
+                return logits if place is self._program.logits else scratch + place.offset * MAX_ROWS
+            if isinstance(place, Cache):
+                return cache_bases[place.layer, place.what]
+            if isinstance(place, Weight):
+                index, offset = self._weights.place[place.name]
+                return weight_bases[index] + offset
+            return partials
+
+        steps: list[Step] = [step for phase in self._program.phases for step in phase]
+        ops = np.zeros(len(steps), OP)
+        for op, step in zip(ops, steps, strict=True):
+            op["kind"] = KINDS[step.kind]
+            op["type"] = type_names.index(step.type) if step.type else 0
+            for name in ("logit_rows", "n", "k", "chunk", "heads", "kv_heads", "head_width", "how", "table",
+                         "epsilon", "scale"):  # fmt: skip
+                op[name] = getattr(step, name)
+            op["p"][: len(step.places)] = [pointer(place) for place in step.places]
+        counts = np.array([len(phase) for phase in self._program.phases], np.int32)
+        phases = np.stack([np.cumsum(counts) - counts, counts], axis=1).astype(np.int32)
+        flags = cl.mem_flags.READ_ONLY | cl.mem_flags.COPY_HOST_PTR
+        ops_buffer = cl.Buffer(context, flags, hostbuf=ops)
+        phases_buffer = cl.Buffer(context, flags, hostbuf=phases)
+        counters = cl.Buffer(
+            context,
+            cl.mem_flags.READ_WRITE | cl.mem_flags.COPY_HOST_PTR,
+            hostbuf=np.zeros(2 * 32 * len(counts), np.int32),
+        )
+        self._buffers += [ops_buffer, phases_buffer, counters]
+        self._step.set_args(ops_buffer, phases_buffer, np.int32(len(counts)), self._in, counters)
+        queue.finish()
+
+    def _address(self, buffer: Any) -> int:
+        """Where a buffer lies in memory: on a CPU it stays there for its lifetime."""
+        import pyopencl as cl
+
+        out = np.zeros(1, np.int64)
+        result = cl.Buffer(self._on.context, cl.mem_flags.WRITE_ONLY, 8)
+        cl.Kernel(self._tools, "address_of")(self._on.queue, (1,), (1,), buffer, result)
+        cl.enqueue_copy(self._on.queue, out, result)
+        return int(out[0])
+
+    def _measure_bandwidth(self) -> float:
+        """Bytes per second of plain reading, over the weights themselves (or 64 MiB where they are smaller)."""
+        import pyopencl as cl
+
+        at_least = 64 << 20
+        source, size = max(zip(self._weights.buffers, self._weights.sizes, strict=True), key=lambda b: b[1])
+        temporary = None
+        if size < at_least:
+            temporary = cl.Buffer(self._on.context, cl.mem_flags.READ_WRITE, at_least)
+            cl.enqueue_fill_buffer(self._on.queue, temporary, np.int32(1), 0, at_least)
+            source, size = temporary, at_least
+        groups = 4 * self._on.workers
+        out = cl.Buffer(self._on.context, cl.mem_flags.WRITE_ONLY, 64 * groups)
+        kernel = cl.Kernel(self._tools, "read_all")
+        kernel.set_args(source, np.int64(size // 256), out)
+        best = float("inf")
+        for _ in range(5):
+            began = time.perf_counter()
+            cl.enqueue_nd_range_kernel(self._on.queue, kernel, (groups,), (1,))
+            self._on.queue.finish()
+            best = min(best, time.perf_counter() - began)
+        if temporary is not None:
+            temporary.release()
+        return size // 256 * 256 / best
+
+
+_TOOLS = """
+__kernel void address_of(__global const uchar *buffer, __global long *out) { *out = (long)buffer; }
+
+__kernel void read_all(__global const int16 *data, long n, __global int16 *out)
+{
+    const long i = get_global_id(0), groups = get_global_size(0);
+    int16 a = 0, b = 0, c = 0, d = 0;
+    for (long j = n / groups * i; j < (i + 1 == groups ? n : n / groups * (i + 1)); j++) {
+        a ^= data[4 * j];
+        b ^= data[4 * j + 1];
+        c ^= data[4 * j + 2];
+        d ^= data[4 * j + 3];
+    }
+    out[i] = a ^ b ^ c ^ d;
+}
+"""
+
+
+def _device_error(error: Exception) -> DeviceError:
+    return DeviceError(
+        f"The OpenCL device failed: {error}.",
+        "Load the model again; if it fails again, update the driver or choose the device numpy.",
+    )

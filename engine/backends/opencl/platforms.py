@@ -1,0 +1,191 @@
+"""OpenCL devices of this machine and what compiles on them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any
+
+import numpy as np
+
+from engine.api import DeviceInfo
+from engine.backends.opencl import pocl
+from engine.backends.opencl.source import read
+from engine.errors import DeviceError
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to compile the kernels: preprocessor definitions, and whether only CPUs can take it."""
+
+    name: str
+    options: tuple[str, ...]
+
+
+DOT_VARIANTS = (
+    Variant("avx512-vnni", ("-DREALM_DOT_VNNI512",)),
+    Variant("avx2", ("-DREALM_DOT_AVX2",)),
+    Variant("portable", ()),
+)
+HALF_VARIANTS = (
+    Variant("f16-avx512", ("-DREALM_F16_AVX512",)),
+    Variant("f16c", ("-DREALM_F16_F16C",)),
+    Variant("f16-portable", ()),
+)
+
+_PROBE = """
+__kernel void probe(__global const int *w, __global int *out, __global float *halves)
+{
+    vstore16(dot4((int16)(3), vload16(0, w), w[16]), 0, out);
+    store_half16(load16(halves), halves + 16);
+    vstore16(load_half16(halves + 16), 0, halves);
+}
+"""
+
+
+class Device:
+    """An OpenCL device with a context and a queue; built once per process and device."""
+
+    def __init__(self, index: int, handle: Any) -> None:
+        import pyopencl as cl
+
+        self.index = index
+        self.handle = handle
+        self.is_cpu = bool(handle.type & cl.device_type.CPU)
+        self.workers = max(1, int(handle.max_compute_units))
+
+    @cached_property
+    def context(self) -> Any:
+        import pyopencl as cl
+
+        return cl.Context([self.handle])
+
+    @cached_property
+    def queue(self) -> Any:
+        import pyopencl as cl
+
+        return cl.CommandQueue(self.context)
+
+    @cached_property
+    def variants(self) -> tuple[Variant, Variant]:
+        """The best variants that compile here and compute what they should. Raises DeviceError if none does."""
+        forced = os.environ.get("REALM_KERNEL_VARIANT", "")
+        reasons: list[str] = []
+
+        def first(variants: tuple[Variant, ...], fixed: tuple[str, ...]) -> Variant:
+            for variant in variants:
+                if forced and variants is DOT_VARIANTS and variant.name != forced:
+                    continue
+                reason = self._probe((*variant.options, *fixed))
+                if not reason:
+                    return variant
+                reasons.append(f"{variant.name}: {reason}")
+            raise DeviceError(
+                f"No variant of Realm's kernels works on {self.handle.name.strip()}. {'; '.join(reasons)}",
+                "Update the OpenCL driver, or choose the device numpy.",
+            )
+
+        half = first(HALF_VARIANTS, ())
+        return first(DOT_VARIANTS, half.options), half
+
+    @property
+    def options(self) -> list[str]:
+        return [option for variant in self.variants for option in variant.options]
+
+    @property
+    def relax(self) -> str:
+        """What a waiting work-group does between two looks."""
+        import platform
+
+        return "__builtin_ia32_pause()" if platform.machine() in ("x86_64", "AMD64") else "mem_fence(CLK_GLOBAL_MEM_FENCE)"
+
+    def build(self, source: str) -> Any:
+        """Compiles a program; raises DeviceError with the first lines of the compiler's complaint."""
+        import pyopencl as cl
+
+        try:
+            # PoCL and GPU drivers cache binaries themselves; pyopencl's own cache does not see a changed processor
+            return cl.Program(self.context, source).build(self.options, cache_dir=False)
+        except cl.Error as error:
+            raise DeviceError(
+                f"The kernels do not compile on {self.handle.name.strip()}: {_first_lines(error)}",
+                "Update the OpenCL driver, or choose the device numpy.",
+            ) from error
+
+    def _probe(self, options: tuple[str, ...]) -> str:
+        """Compiles and runs the variant's arithmetic; returns what is wrong, or nothing."""
+        import pyopencl as cl
+
+        w = np.array([(7919 * (i + 1) * 104729) & 0xFFFFFFFF for i in range(17)], np.uint32)
+        halves = np.linspace(-3, 3, 16, dtype=np.float32).astype(np.float16).astype(np.float32)
+        out = np.zeros(16, np.int32)
+        try:
+            program = cl.Program(self.context, read("common.cl") + _PROBE).build(list(options), cache_dir=False)
+            kernel = cl.Kernel(program, "probe")
+            flags = cl.mem_flags.READ_WRITE | cl.mem_flags.COPY_HOST_PTR
+            buffers = [
+                cl.Buffer(self.context, flags, hostbuf=a) for a in (w, out, np.concatenate([halves, 0 * halves]))
+            ]
+            kernel(self.queue, (1,), (1,), *buffers)
+            got = np.empty(16, np.float32)
+            cl.enqueue_copy(self.queue, out, buffers[1])
+            cl.enqueue_copy(self.queue, got, buffers[2])
+            self.queue.finish()
+        except cl.Error as error:
+            return _first_lines(error)
+        expected = 3 + w[:16].view(np.uint8).reshape(16, 4).astype(int) @ w[16:].view(np.int8).astype(int)
+        if not np.array_equal(out, expected) or not np.array_equal(got, halves):
+            return "it compiles but computes wrong results"
+        return ""
+
+
+@cache
+def devices() -> list[Device]:
+    """Every OpenCL device, GPUs by memory first, then others."""
+    pocl.name_host_processor()
+    import pyopencl as cl
+
+    handles: list[Any] = []
+    try:
+        platforms = cl.get_platforms()
+    except cl.Error:
+        return []
+    for platform in platforms:
+        try:
+            handles += platform.get_devices()
+        except cl.Error:
+            continue
+    ranked = sorted(handles, key=lambda h: (not h.type & cl.device_type.GPU, -h.global_mem_size))
+    return [Device(i, h) for i, h in enumerate(ranked)]
+
+
+def list_devices() -> list[DeviceInfo]:
+    return [describe(device) for device in devices()]
+
+
+def describe(device: Device) -> DeviceInfo:
+    import pyopencl as cl
+
+    handle = device.handle
+    kind = "gpu" if handle.type & cl.device_type.GPU else "cpu" if device.is_cpu else "accelerator"
+    problem, variants = "", ()
+    try:
+        variants = tuple(v.name for v in device.variants)
+    except DeviceError as error:
+        problem = str(error)
+    return DeviceInfo(
+        id=f"opencl:{device.index}",
+        name=handle.name.strip(),
+        vendor=handle.vendor.strip(),
+        kind=kind,
+        driver=f"{handle.platform.name.strip()} {handle.driver_version.strip()}",
+        memory_bytes=int(handle.global_mem_size),
+        variants=variants,
+        problem=problem,
+    )
+
+
+def _first_lines(error: Exception, most: int = 300) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if "error" in line.lower()] or [str(error)]
+    return " ".join(lines)[:most]

@@ -1,0 +1,54 @@
+"""Putting the kernels' source together for a device and the types of one model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from importlib.resources import files
+
+from engine.backends.opencl.formats import FORMATS, type_definitions, type_undefinitions
+
+
+@cache
+def read(name: str) -> str:
+    return (files("cl_kernels") / name).read_text(encoding="utf-8")
+
+
+def repack_source(names: Iterable[str]) -> str:
+    """Kernels repack_<TYPE> for the types."""
+    parts = [read("common.cl")]
+    for name in names:
+        body = ("matmul_float.cl", "repack_float.cl") if FORMATS[name].is_float else ("layout.cl", "repack.cl")
+        parts += [type_definitions(name), *(read(part) for part in body), type_undefinitions(name)]
+    return "\n".join(parts)
+
+
+def step_source(names: Iterable[str], relax: str) -> str:
+    """The kernel `run_step` for the types, in the order in which operations number them."""
+    names = list(names)
+    parts = [read("common.cl"), read("prepare.cl")]
+    for name in names:
+        body = ("matmul_float.cl",) if FORMATS[name].is_float else ("layout.cl", "matmul.cl")
+        parts += [
+            type_definitions(name),
+            *(read(part) for part in body),
+            read("matmul_rows.cl"),
+            type_undefinitions(name),
+        ]
+    multiply = "".join(
+        f"    case {i}: matmul_rows_{name}(w, first, last, n, k, x, "
+        f"{'(long)k * 4' if FORMATS[name].is_float else 'prepared_bytes(k)'}, rows, out, stride, bias, residual); break;\n"
+        for i, name in enumerate(names)
+    )
+    embed = "".join(f"    case {i}: expand_row_{name}(w, row, k, out); break;\n" for i, name in enumerate(names))
+    parts.append(
+        "static void matmul_rows(int type, const __global uchar *w, int first, int last, int n, int k,\n"
+        "                        const __global char *x, int rows, __global float *out, int stride,\n"
+        "                        const __global float *bias, const __global float *residual)\n"
+        f"{{\n    switch (type) {{\n{multiply}    }}\n}}\n"
+        "static void embed_row(int type, const __global uchar *w, int row, int k, __global float *out)\n"
+        f"{{\n    switch (type) {{\n{embed}    }}\n}}\n"
+        f"#define RELAX {relax}\n"
+    )
+    parts += [read("attention.cl"), read("step.cl")]
+    return "\n".join(parts)

@@ -1,0 +1,147 @@
+"""Weights in device memory: repacked on the device, tensor by tensor, straight from the memory map."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.backends.opencl.formats import FORMATS, GROUP
+from engine.backends.opencl.platforms import Device
+from engine.backends.opencl.source import repack_source
+from engine.batch import Progress
+from engine.errors import OutOfMemoryError, UnsupportedModelError
+from engine.gguf import GGUFFile
+from engine.graph import Weight
+from engine.quants import dequantize
+
+STAGING_BYTES = 16 << 20
+"""Bytes of the file that are on their way to the device at a time."""
+
+
+class DeviceWeights:
+    """All tensors of a model in one device buffer (or several, where the device limits their size).
+
+    place: tensor name -> (buffer index, offset).
+    """
+
+    def __init__(self, file: GGUFFile, device: Device, weights: list[Weight]) -> None:
+        self.file = file
+        self.device = device
+        self.weights = weights
+        self.types = {w.name: self._type(w) for w in weights}
+        self.place: dict[str, tuple[int, int]] = {}
+        limit = int(device.handle.max_mem_alloc_size)
+        sizes = [0]
+        for weight in weights:
+            size = self._bytes(weight)
+            if size > limit:
+                raise OutOfMemoryError(
+                    f"The tensor {weight.name!r} takes {size / 1e9:.1f} GB, "
+                    f"but {device.handle.name.strip()} allows {limit / 1e9:.1f} GB in one piece.",
+                    "Choose a smaller quantisation of the model, or the device numpy.",
+                )
+            if sizes[-1] + size > min(limit, 1 << 30) and sizes[-1]:
+                sizes.append(0)
+            self.place[weight.name] = (len(sizes) - 1, sizes[-1])
+            sizes[-1] += size
+        self.sizes = sizes
+        self.buffers: list[Any] = []
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(self.sizes)
+
+    def format_names(self) -> list[str]:
+        """The types of the matrices, in the order in which operations number them."""
+        return sorted({self.types[w.name] for w in self.weights if w.rows > 1})
+
+    def bytes_per_token(self, weights: list[Weight]) -> int:
+        return sum(self._bytes(w) for w in weights)
+
+    def load(self, progress: Progress, cancelled: Callable[[], bool]) -> None:
+        """Fills the buffers; the file's pages are let go as soon as they are read."""
+        import pyopencl as cl
+
+        context, queue = self.device.context, self.device.queue
+        self.buffers = [cl.Buffer(context, cl.mem_flags.READ_WRITE, size) for size in self.sizes]
+        names = self.format_names()
+        program = self.device.build(repack_source(names))
+        kernels = {name: cl.Kernel(program, f"repack_{name}") for name in names}
+        staging = cl.Buffer(context, cl.mem_flags.READ_ONLY, STAGING_BYTES)
+        done = 0
+        for weight in self.weights:
+            if cancelled():
+                break
+            buffer, offset = self.place[weight.name]
+            data = self.file.data(weight.name)
+            if weight.rows == 1:
+                values = dequantize(self.file.tensors[weight.name].type, data)[0]
+                cl.enqueue_copy(queue, self.buffers[buffer], values, dst_offset=offset)
+            else:
+                self._repack(kernels[self.types[weight.name]], staging, data, weight, buffer, offset)
+            _release_pages(data)
+            done += self._bytes(weight)
+            progress("weights", done / self.total_bytes, weight.name)
+        queue.finish()
+        staging.release()
+
+    def close(self) -> None:
+        for buffer in self.buffers:
+            buffer.release()
+        self.buffers = []
+
+    def _repack(
+        self, kernel: Any, staging: Any, data: NDArray[np.uint8], weight: Weight, buffer: int, offset: int
+    ) -> None:
+        import pyopencl as cl
+
+        queue = self.device.queue
+        group_bytes = FORMATS[self.types[weight.name]].group_bytes(weight.columns)
+        rows_at_once = max(1, STAGING_BYTES // data.shape[1] // GROUP) * GROUP
+        if data.shape[1] * GROUP > STAGING_BYTES:
+            raise UnsupportedModelError(f"The rows of the tensor {weight.name!r} are too long ({data.shape[1]} bytes).")
+        for first in range(0, weight.rows, rows_at_once):
+            part = data[first : first + rows_at_once]
+            cl.enqueue_copy(queue, staging, part, is_blocking=True)
+            kernel.set_args(
+                staging,
+                np.int32(len(part)),
+                np.int32(weight.columns),
+                self.buffers[buffer],
+                np.int64(offset + first // GROUP * group_bytes),
+            )
+            cl.enqueue_nd_range_kernel(queue, kernel, (-(-len(part) // GROUP),), (1,))
+            queue.finish()
+
+    def _bytes(self, weight: Weight) -> int:
+        if weight.rows == 1:
+            return -(-weight.columns * 4 // 64) * 64
+        return FORMATS[self.types[weight.name]].weight_bytes(weight.rows, weight.columns)
+
+    def _type(self, weight: Weight) -> str:
+        name = self.file.tensors[weight.name].type.name
+        if weight.rows > 1 and name not in FORMATS:
+            raise UnsupportedModelError(
+                f"The tensor {weight.name!r} of {self.file.path.name} is of the type {name}, "
+                "for which Realm has no OpenCL kernel yet.",
+                "Choose the device numpy, or a model in one of " + ", ".join(FORMATS) + ".",
+            )
+        return name
+
+
+def _release_pages(data: NDArray[np.uint8]) -> None:
+    """Tells the system that pages of the memory map are no longer wanted, so that they do not count as ours."""
+    base: Any = data
+    while isinstance(base, np.ndarray):
+        base = base.base
+    mapped = base.obj if isinstance(base, memoryview) else base
+    if not isinstance(mapped, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    start = np.frombuffer(mapped, np.uint8, 1).__array_interface__["data"][0]
+    first = data.__array_interface__["data"][0] - start
+    page = mmap.PAGESIZE
+    mapped.madvise(mmap.MADV_DONTNEED, first // page * page, data.nbytes + first % page)
