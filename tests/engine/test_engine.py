@@ -39,6 +39,7 @@ from tests.engine.fakes import (
     FakeBundle,
     FakeModel,
     FakeTokenizer,
+    hashed_logits,
     loader_of,
     lone_run,
     scripted,
@@ -354,6 +355,21 @@ def test_an_error_in_one_request_leaves_the_others(start: Start) -> None:
     assert engine.status().state is EngineState.READY
 
 
+def test_what_led_to_invalid_numbers_is_not_kept_in_the_cache(start: Start) -> None:
+    prompt = [*range(KV_BLOCK + 5)]
+
+    def logits(history: tuple[int, ...]) -> Any:
+        out = hashed_logits(history)
+        return out if healthy else out * np.nan
+
+    healthy = False
+    engine = start(FakeModel(logits=logits))
+    assert isinstance(error_of(engine.submit(ask(*prompt))), DeviceError)
+    healthy = True
+    assert generate(engine, ask(*prompt)).figures.cached_tokens == 0
+    assert generate(engine, ask(*prompt)).figures.cached_tokens == KV_BLOCK
+
+
 def test_a_lost_device_fails_what_runs_and_says_so(start: Start, file: Path) -> None:
     def lose(batch: Batch) -> None:
         if len(model.batches) == 3:
@@ -533,6 +549,7 @@ def test_instruments_run_between_steps_and_may_use_the_whole_cache(start: Start)
     gate.open()
     assert job.result(WAIT) == "engine"
     assert answer(stream) == lone_run(list(range(50)), 80, ignore_eos=True)
+    assert generate(engine, ask(*range(50))).figures.cached_tokens == KV_BLOCK  # and it is cached anew
     assert engine.call(lambda model, tokenizer: tokenizer.bos, uses_kv=False).result(WAIT) == BOS
 
 

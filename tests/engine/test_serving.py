@@ -71,10 +71,21 @@ class Requests(RuleBasedStateMachine):
         holders = [0] * self.model.n_blocks
         for sequence in scheduler.running:
             assert len(sequence.blocks) * KV_BLOCK >= sequence.n_computed
+            assert sequence.block_table[: len(sequence.blocks)].tolist() == sequence.blocks
+            assert not sequence.block_table[len(sequence.blocks) :].any()
             for block in sequence.blocks:
                 holders[block] += 1
         assert holders == [scheduler.blocks.holders(block) for block in range(self.model.n_blocks)]
         assert scheduler.blocks.free == holders.count(0)
+
+    @invariant()
+    def who_came_first_is_served_first(self) -> None:
+        if not hasattr(self, "serving"):
+            return
+        scheduler = self.serving._scheduler
+        came = [id(stream) for _, stream in self.requests]
+        places = [came.index(id(sequence.stream)) for sequence in [*scheduler.running, *scheduler.waiting]]
+        assert places == sorted(places)
 
     def teardown(self) -> None:
         if not hasattr(self, "serving"):
