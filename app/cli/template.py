@@ -62,49 +62,52 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _default_template(args: argparse.Namespace) -> ChatTemplate | None:
+    """The template that the command line names; None where it names none."""
     from engine.chat_template import ChatTemplate
     from engine.tokenizer import Tokenizer
 
     if args.template is not None:
-        return ChatTemplate(file_text(args.template), bos_token=args.bos_token or "", eos_token=args.eos_token or "")
+        return _changed(None, file_text(args.template), args.bos_token, args.eos_token)
     if args.model is None:
         return None
     with open_file(args.model) as file:
         template = ChatTemplate.from_gguf(file, Tokenizer.from_gguf(file))
     if template is None:
         raise RequestError(f"{args.model} has no chat template.", "Give one with --template FILE.")
-    if args.bos_token is None and args.eos_token is None:
-        return template
-    return ChatTemplate(
-        template.source,
-        bos_token=template.bos_token if args.bos_token is None else args.bos_token,
-        eos_token=template.eos_token if args.eos_token is None else args.eos_token,
-    )
+    return _changed(template, None, args.bos_token, args.eos_token)
+
+
+def _changed(
+    template: ChatTemplate | None, source: str | None, bos_token: str | None, eos_token: str | None
+) -> ChatTemplate | None:
+    """`template` with another source or other tokens where these are given."""
+    from engine.chat_template import ChatTemplate
+
+    if source is None:
+        if template is None or (bos_token is None and eos_token is None):
+            return template
+        source = template.source
+    if bos_token is None:
+        bos_token = template.bos_token if template is not None else ""
+    if eos_token is None:
+        eos_token = template.eos_token if template is not None else ""
+    return ChatTemplate(source, bos_token=bos_token, eos_token=eos_token)
 
 
 def _answer(request: Any, args: argparse.Namespace, default: ChatTemplate | None) -> str:
     """Renders one line of --jsonl; what it leaves out is as on the command line."""
-    from engine.chat_template import ChatTemplate
-
     if not isinstance(request, dict):
         raise RequestError("A line has to be a JSON object.")
     unknown = sorted(set(request) - _LINE_KEYS)
     if unknown:
         raise RequestError(f"There is no option {unknown[0]!r}.", 'Variables of the template go into "extra": {...}.')
-    template = default
-    source = request.get("template")
-    bos, eos = request.get("bos_token"), request.get("eos_token")
-    for name, value in (("template", source), ("bos_token", bos), ("eos_token", eos)):
-        if value is not None and not isinstance(value, str):
-            raise RequestError(f"{name} has to be a text.")
-    if source is not None:
-        template = ChatTemplate(source, bos_token=bos or args.bos_token or "", eos_token=eos or args.eos_token or "")
-    elif template is not None and (bos is not None or eos is not None):
-        template = ChatTemplate(
-            template.source,
-            bos_token=template.bos_token if bos is None else bos,
-            eos_token=template.eos_token if eos is None else eos,
-        )
+    texts = {"template": None, "bos_token": args.bos_token, "eos_token": args.eos_token}
+    for name in texts:
+        if request.get(name) is not None:
+            texts[name] = request[name]
+            if not isinstance(texts[name], str):
+                raise RequestError(f"{name} has to be a text.")
+    template = _changed(default, texts["template"], texts["bos_token"], texts["eos_token"])
     if template is None:
         raise RequestError("The line names no template, and neither does the command line.")
     generation = request.get("add_generation_prompt", not args.no_generation_prompt)
