@@ -13,7 +13,6 @@ Each makes .venv from the lock file first, where it is missing or out of date. `
 
 # Old Pythons must be able to read this file, which tells them that they are too old; the other modules are imported
 # only after that.
-from __future__ import annotations
 
 import os
 import shutil
@@ -24,7 +23,7 @@ NEWEST = (3, 14)
 COMMANDS = ("run", "test", "check", "bench", "package", "lock", "clean")
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: "list[str]") -> int:
     if arguments[:1] in ([], ["-h"], ["--help"]):
         print(__doc__)
         return 0 if arguments else 2
@@ -42,7 +41,7 @@ def main(arguments: list[str]) -> int:
         return 130
 
 
-def use_newer_python(arguments: list[str]) -> int:
+def use_newer_python(arguments: "list[str]") -> int:
     """Hand over to a newer Python where PATH has one, else say what is needed."""
     for minor in range(NEWEST[1], OLDEST[1] - 1, -1):
         newer = shutil.which(f"python3.{minor}")
