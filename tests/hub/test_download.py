@@ -240,7 +240,7 @@ def test_no_server_fails_fast(target):
     began = time.monotonic()
     with pytest.raises(ServerUnreachable, match="could not be reached"):
         download(f"http://127.0.0.1:{port}/x", target)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 5
 
 
 def test_a_silent_server_fails_fast(target):
@@ -248,7 +248,7 @@ def test_a_silent_server_fails_fast(target):
         began = time.monotonic()
         with pytest.raises(ServerUnreachable, match="no answer within 1 seconds"):
             download(f"http://127.0.0.1:{silent.getsockname()[1]}/x", target, retry=Retry(contact_timeout_s=1.0))
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 5
 
 
 def test_cancel_takes_effect_while_the_server_is_silent(serve, target, content):
@@ -258,7 +258,7 @@ def test_cancel_takes_effect_while_the_server_is_silent(serve, target, content):
     began = time.monotonic()
     with pytest.raises(DownloadCancelled):
         download(server.url, target, cancel=cancel)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 5
     assert not target.exists()
     kept = part_of(target).read_bytes()
     assert kept
