@@ -287,11 +287,11 @@ class _Transfer:
         return DownloadError(f"{self.host} answered with status {status} for {name}.", "Try again later.")
 
     def _receive(self, reply: Reply, start: int, total: int) -> None:
-        free = shutil.disk_usage(self.part.parent).free
-        if total - start > free:
-            raise _disk_full(self.destination, total - start)
         if start == 0:
             self._discard_part()
+        if total - start > shutil.disk_usage(self.part.parent).free:
+            raise _disk_full(self.destination, total - start)
+        if start == 0:
             self.note.write_text(json.dumps({"url": self.url, "etag": _etag(reply), "size": total}), encoding="utf-8")
         else:
             self.pieced = True
