@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cache
 
-from pygments.lexer import Lexer
-from pygments.lexers import find_lexer_class_by_name
-from pygments.token import Token as T
-from pygments.token import _TokenType
-from pygments.util import ClassNotFound
+from pygments.lexer import Lexer  # type: ignore[import-untyped]
+from pygments.lexers import find_lexer_class_by_name  # type: ignore[import-untyped]
+from pygments.token import Token as T  # type: ignore[import-untyped]
+from pygments.token import _TokenType  # type: ignore[import-untyped]
+from pygments.util import ClassNotFound  # type: ignore[import-untyped]
 
 _COLORS: tuple[tuple[_TokenType, str], ...] = (
     (T.Comment.Preproc, "syntax_meta"),
@@ -49,9 +49,10 @@ def _color(kind: _TokenType) -> str:
 @cache
 def _lexer_class(language: str) -> type[Lexer] | None:
     try:
-        return find_lexer_class_by_name(language)
+        found: type[Lexer] | None = find_lexer_class_by_name(language)
     except (ClassNotFound, ValueError):
         return None
+    return found
 
 
 def language_name(language: str) -> str:

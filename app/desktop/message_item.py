@@ -206,8 +206,7 @@ class MessageItem:
             if index not in self.widgets:
                 self._make(index)
             if self.heights[index] is None:
-                self.heights[index] = self.widgets[index].height_for(self.block_width)
-                self._clean = min(self._clean, index)
+                self._measure(index)
             index += 1
         keep = range(first, index)
         far = 2 * margin
@@ -234,8 +233,7 @@ class MessageItem:
         for index, widget in self.widgets.items():
             height = self.heights[index]
             if height is None:
-                height = self.heights[index] = widget.height_for(self.block_width)
-                self._clean = min(self._clean, index)
+                height = self._measure(index)
             widget.setGeometry(left, self.block_top(index), width, height)
         self._settle_tops()
         view.arrange(self.block_top(len(self.blocks)), self.top_pad, self.note_height)
@@ -246,6 +244,14 @@ class MessageItem:
         widget = _widget_class(block)(block, gap, self.themes, self.view)
         widget.show()
         self.widgets[index] = widget
+        self._measure(index)
+
+    def _measure(self, index: int) -> int:
+        height = self.widgets[index].height_for(self.block_width)
+        if height != self.heights[index]:
+            self.heights[index] = height
+            self._clean = min(self._clean, index)
+        return height
 
     def _drop(self, index: int) -> None:
         widget = self.widgets.pop(index)

@@ -1,0 +1,298 @@
+"""Renders the real window in its various states into PNG files.
+
+    python -m tests.tools.screenshots FOLDER [--scale 1|2] [--only NAME]
+
+Without a display set QT_QPA_PLATFORM=offscreen. --scale is the device pixel ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+SIZES = {"large": (1400, 900), "small": (420, 560)}
+
+ANSWER = """A **binary search** finds a value in a *sorted* list by halving the part that can still hold it. \
+It needs at most `log2(n)` comparisons, so a million entries take twenty steps \
+([more about it](https://en.wikipedia.org/wiki/Binary_search)).
+
+### How it goes
+
+1. Look at the entry in the middle.
+2. If it is smaller than the target, go on to the right of it;
+   - otherwise to the left,
+   - and stop when nothing is left.
+3. Return the index, or `None`.
+
+```python
+def binary_search(items: list[int], target: int) -> int | None:
+    \"\"\"Return an index of target in the sorted items, or None.\"\"\"
+    low, high = 0, len(items)
+    while low < high:
+        middle = (low + high) // 2  # rounds down, so it is always below high
+        if items[middle] < target:
+            low = middle + 1
+        else:
+            high = middle
+    return low if low < len(items) and items[low] == target else None
+```
+
+> Although the basic idea is comparatively straightforward, the details can be surprisingly tricky.
+>
+> — Donald Knuth
+
+| Search | Steps for *n* entries | Needs |
+|:--|--:|:--|
+| Linear | n | nothing |
+| Binary | log2(n) | a sorted list |
+| Hash table | 1 | memory for the table |
+
+Shall I add tests for it?
+"""
+
+TESTS = """Gladly. These cover the edges that go wrong most often:
+
+```python
+import pytest
+
+@pytest.mark.parametrize(("items", "target", "index"), [
+    ([], 3, None),
+    ([3], 3, 0),
+    ([1, 3, 5, 7], 7, 3),
+    ([1, 3, 5, 7], 4, None),
+])
+def test_binary_search(items, target, index):
+    assert binary_search(items, target) == index
+```
+
+- [x] the empty list
+- [x] one entry
+- [x] first and last entry
+- [ ] equal entries
+"""
+
+TITLES = (
+    ("Binary search in Python", 0), ("Names for a small boat", 0), ("Why the sky is blue", 1),
+    ("Packing list for Norway", 1), ("Letter to the landlord", 3), ("Regular expressions, explained", 4),
+    ("Bread without kneading", 6), ("Sorting algorithms compared", 12), ("A toast for Anna and Jonas", 20),
+)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--scale", default="1")
+    parser.add_argument("--only", default="")
+    options = parser.parse_args()
+    os.environ["QT_SCALE_FACTOR"] = options.scale
+    with tempfile.TemporaryDirectory() as data:
+        os.environ["REALM_DATA_DIR"] = data
+        render(options.folder, options.scale, options.only)
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def render(folder: Path, scale: str, only: str) -> None:
+    from PySide6.QtWidgets import QApplication
+
+    folder.mkdir(parents=True, exist_ok=True)
+    app = QApplication.instance() or QApplication(sys.argv[:1])
+    for state, prepare in STATES.items():
+        if only and only not in state:
+            continue
+        for look in ("light", "dark"):
+            for size, (width, height) in SIZES.items():
+                with scene(app, look, width, height, state) as stage:
+                    extra = prepare(stage)
+                    stage.settle(0.35)
+                    picture = (extra or stage.window).grab()
+                    picture.save(str(folder / f"{state}-{look}-{size}@{scale}x.png"))
+
+
+class Stage:
+    def __init__(self, app, window, controller, engine) -> None:
+        self.app, self.window, self.controller, self.engine = app, window, controller, engine
+
+    def settle(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self.app.processEvents()
+            time.sleep(0.005)
+
+    def until(self, condition: Callable[[], bool], seconds: float = 8.0) -> None:
+        end = time.monotonic() + seconds
+        while not condition() and time.monotonic() < end:
+            self.app.processEvents()
+            time.sleep(0.005)
+
+    def ask(self, text: str) -> None:
+        self.window.composer.set_text(text)
+        self.window.composer.submit()
+
+    def answered(self) -> None:
+        self.until(lambda: self.controller.session is not None and self.controller.session.pending, 2)
+        self.until(lambda: not self.controller.session.pending)
+
+
+@contextmanager
+def scene(app, look: str, width: int, height: int, state: str) -> Iterator[Stage]:
+    from app.desktop.main import build
+    from app.store import ChatStore
+    from tests.desktop.fakes import FakeEngine, services
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        engine = FakeEngine(ANSWER, TESTS)
+        model = folder / "SmolLM2-135M-Instruct.Q4_1.gguf"
+        with ChatStore.open(folder / "chats.sqlite3") as store:
+            fill(store)
+            store.settings.set("theme", look)
+            if state not in ("first-start", "fetching"):
+                model.touch()
+                store.settings.set("last_model", str(model))
+                store.settings.set("recent_models", [str(model), str(folder / "Mistral-7B-Instruct-v0.3.Q4_K_M.gguf")])
+        if state in ("loading",):
+            engine.load_at_once = False
+        window, controller = build(app, services(engine, folder, fetch=lambda note, _cancel: slow_fetch(note)))
+        window.resize(width, height)
+        window.show()
+        controller.start()
+        stage = Stage(app, window, controller, engine)
+        stage.until(lambda: controller.session is not None and not window.welcome.starting)
+        stage.settle(0.1)
+        window.resize(width, height)
+        stage.settle(0.1)
+        yield stage
+        engine.hold.set()
+        window.hide()
+        controller.shut_down()
+        window.deleteLater()
+        stage.settle(0.05)
+
+
+def fill(store) -> None:
+    import sqlite3
+
+    now = datetime.now(UTC)
+    for title, days in reversed(TITLES):
+        chat = store.create_chat(title)
+        store.add_message(chat.id, "user", title)
+        moment = now - timedelta(days=days)
+        with sqlite3.connect(store.path) as raw:
+            columns = [row[1] for row in raw.execute("pragma table_info(chats)")]
+            value = raw.execute("select updated from chats").fetchone()[0] if "updated" in columns else None
+            if isinstance(value, int | float):
+                factor = value / now.timestamp()
+                raw.execute("update chats set updated=? where id=?", (type(value)(moment.timestamp() * round(factor)), chat.id))
+            elif isinstance(value, str):
+                raw.execute("update chats set updated=? where id=?", (moment.isoformat(), chat.id))
+
+
+def slow_fetch(note: Callable[[int, int], None]) -> Path:
+    note(41_300_000, 98_362_432)
+    time.sleep(2.5)
+    raise RuntimeError("never ends")
+
+
+def conversation(stage: Stage) -> None:
+    stage.ask("Explain binary search and show it in Python.")
+    stage.answered()
+    stage.ask("Yes, please. With pytest.")
+    stage.answered()
+    stage.window.transcript.verticalScrollBar().setValue(0)
+
+
+def conversation_end(stage: Stage) -> None:
+    conversation(stage)
+    stage.window.transcript.jump_to_latest()
+
+
+def streaming(stage: Stage) -> None:
+    stage.engine.answers[0] = [ANSWER[i : i + 9] for i in range(0, 1130, 9)]
+    stage.engine.answers[0].append("hold")
+    stage.engine.pause = 0.001
+    stage.ask("Explain binary search and show it in Python.")
+    stage.until(lambda: bool(stage.controller.session.messages) and len(stage.controller.session.messages[-1].text) > 900)
+    stage.engine.hold.clear()
+
+
+def failed(stage: Stage) -> None:
+    from engine.errors import DeviceError
+
+    stage.engine.answers[0] = [
+        "The sky is blue because air scatters ",
+        DeviceError("The graphics card stopped answering while this answer was computed.", "Loading the model again often helps."),
+    ]
+    stage.ask("Why is the sky blue?")
+    stage.answered()
+
+
+def damaged(stage: Stage) -> None:
+    from engine.errors import ModelFileError
+
+    stage.engine.unload()
+    stage.engine.load_errors.append(
+        ModelFileError("The model file ends inside of the tensor blk.11.ffn_down.weight.", "Download the file again.")
+    )
+    stage.controller.load_model(Path("/models/Mistral-7B-Instruct-v0.3.Q4_K_M.gguf"))
+
+
+def popup(stage: Stage):
+    stage.window.open_model_popup()
+    stage.settle(0.2)
+    return stage.window.popup
+
+
+def settings(stage: Stage):
+    stage.controller.open_settings()
+    stage.settle(0.1)
+    return stage.controller._dialog
+
+
+def fetching(stage: Stage) -> None:
+    stage.controller.fetch_starter()
+
+
+def editing(stage: Stage) -> None:
+    conversation(stage)
+    stage.window.transcript.jump_to_latest()
+    stage.controller.edit_last()
+
+
+def sidebar(stage: Stage) -> None:
+    if stage.window.narrow:
+        stage.window.toggle_sidebar()
+
+
+def deleted(stage: Stage) -> None:
+    conversation_end(stage)
+    last = stage.controller.session.messages[-1]
+    stage.controller.message_action("delete", last.id)
+
+
+STATES: dict[str, Callable[[Stage], object]] = {
+    "conversation": conversation,
+    "conversation-end": conversation_end,
+    "streaming": streaming,
+    "first-start": lambda stage: None,
+    "ready": lambda stage: None,
+    "loading": lambda stage: None,
+    "fetching": fetching,
+    "failed": failed,
+    "damaged": damaged,
+    "popup": popup,
+    "settings": settings,
+    "editing": editing,
+    "sidebar": sidebar,
+    "deleted": deleted,
+}
+
+if __name__ == "__main__":
+    main()
