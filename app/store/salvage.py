@@ -27,6 +27,8 @@ def copy_readable_rows(damaged: Path, into: sqlite3.Connection) -> tuple[int, in
     copied = dict.fromkeys(_COLUMNS, 0)
     try:
         with closing(connect(damaged)) as source:
+            source.execute("PRAGMA query_only = ON")
+            source.execute("PRAGMA writable_schema = ON")  # reads a file that has been cut off, too
             for table, columns in _COLUMNS.items():
                 for row in _readable_rows(source, table, columns):
                     copied[table] += _insert(into, table, columns, row)
