@@ -122,11 +122,16 @@ def test_a_message_that_is_gone_cannot_be_deleted(store: ChatStore) -> None:
 def test_a_transaction_is_stored_whole_or_not_at_all(store: ChatStore) -> None:
     chat = store.create_chat()
     message = store.add_message(chat.id, "user", "old")
-    with pytest.raises(KeyError), store.transaction():
-        store.delete_message(message.id)
-        store.add_message(chat.id, "user", "new")
-        assert contents(store, chat.id) == ["new"]  # the transaction sees its own work
-        raise KeyError
+
+    def replace_and_fail() -> None:
+        with store.transaction():
+            store.delete_message(message.id)
+            store.add_message(chat.id, "user", "new")
+            assert contents(store, chat.id) == ["new"]  # the transaction sees its own work
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        replace_and_fail()
     assert contents(store, chat.id) == ["old"]
     with store.transaction():
         store.delete_message(message.id)

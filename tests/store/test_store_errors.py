@@ -34,9 +34,14 @@ def test_a_full_disk(store: ChatStore) -> None:
     with pytest.raises(StoreError, match="disk is full") as error:
         store.add_message(chat.id, "user", "x" * 100_000)
     assert "Free some space" in error.value.hint
-    with pytest.raises(StoreError, match="disk is full"), store.transaction():
-        store.add_message(chat.id, "user", "small")
-        store.add_message(chat.id, "user", "x" * 100_000)
+
+    def add_both() -> None:
+        with store.transaction():
+            store.add_message(chat.id, "user", "small")
+            store.add_message(chat.id, "user", "x" * 100_000)
+
+    with pytest.raises(StoreError, match="disk is full"):
+        add_both()
     assert [message.content for message in store.messages(chat.id)] == ["before"]
     writer(store).execute("PRAGMA max_page_count = 1000000")
     store.add_message(chat.id, "user", "after")
