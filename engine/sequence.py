@@ -17,15 +17,10 @@ from engine.stream import Stream
 
 @dataclass(frozen=True)
 class Limits:
-    """When an answer ends by itself.
-
-    end_tokens: tokens that end it; empty where the request ignores them.
-    silent_tokens: tokens without text, the model's end tokens.
-    """
+    """When an answer ends by itself. end_tokens is empty where the request ignores them."""
 
     max_tokens: int | None
     end_tokens: Set[int]
-    silent_tokens: Set[int]
 
 
 @dataclass(frozen=True)
@@ -102,7 +97,7 @@ class Sequence:
         limits = self._limits
         if token in limits.end_tokens:
             return "", StopReason.EOS
-        text = "" if token in limits.silent_tokens else self._text.push(token)
+        text = self._text.push(token)
         if self._text.stopped:
             return text, StopReason.STOP
         if self.n_generated == limits.max_tokens:

@@ -67,15 +67,17 @@ class Serving:
         check_request(request)
         sampler = Sampler(request.sampling, self._n_vocab)
         tokens = prompt_tokens(request, self.tokenizer, self.template, self._n_vocab)
-        end_tokens = self.tokenizer.end_tokens
+        # a request that ignores end tokens takes them for text like any other, so that its text spells all its tokens
+        end_tokens = frozenset[int]() if request.ignore_eos else self.tokenizer.end_tokens
+        decoder = self.tokenizer.stream_decoder(keep_special=request.ignore_eos)
         self._scheduler.add(
             Sequence(
                 tokens,
                 context_length=self._scheduler.context_length,
                 max_blocks=self._scheduler.max_blocks,
                 sampler=sampler,
-                text=AnswerText(self.tokenizer.stream_decoder(keep_special=False), request.stop),
-                limits=Limits(request.max_tokens, frozenset() if request.ignore_eos else end_tokens, end_tokens),
+                text=AnswerText(decoder, request.stop),
+                limits=Limits(request.max_tokens, end_tokens),
                 stream=stream,
                 submitted=submitted,
             )

@@ -119,11 +119,12 @@ class FakeModel:
 
 
 class FakeDecoder:
-    def __init__(self) -> None:
+    def __init__(self, keep_special: bool = False) -> None:
+        self._end = b"<end>" if keep_special else b""
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
-        return self._decoder.decode(bytes([token]) if token < 256 else b"")
+        return self._decoder.decode(bytes([token]) if token < 256 else self._end if token == END else b"")
 
     def flush(self) -> str:
         return self._decoder.decode(b"", final=True)
@@ -144,7 +145,7 @@ class FakeTokenizer:
         return bytes(i for i in ids if i < 256).decode("utf-8", "replace")
 
     def stream_decoder(self, *, keep_special: bool = True) -> FakeDecoder:
-        return FakeDecoder()
+        return FakeDecoder(keep_special)
 
 
 @dataclass

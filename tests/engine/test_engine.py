@@ -142,7 +142,7 @@ def test_an_end_token_ends_the_answer_unless_ignored(start: Start) -> None:
     ended = generate(engine, ask(BOS, n=6))
     assert (ended.text, ended.stop_reason) == ("ab", StopReason.EOS)
     ignored = generate(engine, ask(BOS, n=6, ignore_eos=True))
-    assert (ignored.text, ignored.stop_reason) == ("ab", StopReason.LENGTH)
+    assert (ignored.text, ignored.stop_reason) == ("ab<end><end><end><end>", StopReason.LENGTH)
     assert ignored.tokens == [*b"ab", END, END, END, END]
 
 
