@@ -337,7 +337,7 @@ class TableBlock(BlockWidget):
 
 
 def _shared_widths(natural: list[float], width: float) -> list[float]:
-    """Column widths: what the columns want if that fits; otherwise the narrow keep theirs and the wide share the rest."""
+    """Column widths: what the columns want if it fits; else the narrow ones keep theirs, the wide share the rest."""
     if sum(natural) <= width:
         return natural
     result = [0.0] * len(natural)

@@ -148,8 +148,8 @@ class ChatRowDelegate(QStyledItemDelegate):
         model = index.model()
         assert isinstance(model, ChatListModel)
         theme = self._themes.current
-        rect: QRect = option.rect  # type: ignore[attr-defined]
-        state: QStyle.StateFlag = option.state  # type: ignore[attr-defined]
+        rect: QRect = option.rect
+        state: QStyle.StateFlag = option.state
         font = QFont(self._themes.body_font)
         painter.save()
         painter.setRenderHint(QPainter.RenderHint.Antialiasing)
@@ -193,18 +193,16 @@ class ChatRowDelegate(QStyledItemDelegate):
     def _menu_rect(rect: QRect) -> QRect:
         return QRect(rect.right() - 30, rect.center().y() - 11, 24, 24)
 
-    def editorEvent(
-        self, event: QEvent, model: QAbstractItemModel, option: QStyleOptionViewItem, index: Index
-    ) -> bool:
+    def editorEvent(self, event: QEvent, model: QAbstractItemModel, option: QStyleOptionViewItem, index: Index) -> bool:
         if event.type() == QEvent.Type.MouseButtonRelease and isinstance(event, QMouseEvent):
-            place = self._menu_rect(option.rect)  # type: ignore[attr-defined]
+            place = self._menu_rect(option.rect)
             if place.contains(event.position().toPoint()):
-                self.menu_wanted.emit(QModelIndex(index), place.bottomLeft())  # type: ignore[call-overload]
+                self.menu_wanted.emit(model.index(index.row(), 0), place.bottomLeft())
                 return True
         return False
 
     def updateEditorGeometry(self, editor: QWidget, option: QStyleOptionViewItem, index: Index) -> None:
-        editor.setGeometry(option.rect.adjusted(4, 3, -4, -3))  # type: ignore[attr-defined]
+        editor.setGeometry(option.rect.adjusted(4, 3, -4, -3))
 
 
 class ChatListView(QListView):
@@ -274,7 +272,7 @@ class Sidebar(QFrame):
 
         self.new_button = QToolButton(self)
         self.new_button.setObjectName("newChat")
-        self.new_button.setText("New chat")
+        self.new_button.setText(" New chat")
         self.new_button.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
         self.new_button.setIconSize(QSize(18, 18))
         self.new_button.setToolTip("Begin a new chat (Ctrl+N)")
@@ -330,7 +328,7 @@ class Sidebar(QFrame):
 
         self.settings_button = QToolButton(self)
         self.settings_button.setObjectName("sidebarSettings")
-        self.settings_button.setText("Settings")
+        self.settings_button.setText(" Settings")
         self.settings_button.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
         self.settings_button.setIconSize(QSize(18, 18))
         self.settings_button.setToolTip("Settings (Ctrl+,)")

@@ -151,7 +151,9 @@ class ChatSession(QObject):
                 self.pending = False
             case AnswerFailed():
                 if event.message is not None:
-                    self._put(message_data(event.message))
+                    data = message_data(event.message)
+                    data.note = "The answer broke off here." if data.text else "There is no answer."
+                    self._put(data)  # the sentence itself stands in a notice, with a way on
                 self.pending = False
             case _:
                 pass

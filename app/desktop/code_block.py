@@ -28,7 +28,7 @@ from app.desktop.blocks import BlockWidget
 from app.desktop.highlight import colored_runs, language_name
 from app.desktop.icons import icon
 from app.desktop.markdown import Block, Code
-from app.desktop.text_box import utf16_length, utf16_slice
+from app.desktop.text_box import cursor_x, utf16_length, utf16_slice
 from app.desktop.theme import Themes
 
 HEAD = 36
@@ -236,9 +236,7 @@ class CodeBlock(BlockWidget):
                 form.setFontItalic(True)
             entry = QTextLayout.FormatRange()
             begin = utf16_length(line[:start])
-            entry.start, entry.length, entry.format = (  # type: ignore[misc, assignment]
-                begin, utf16_length(line[start:end]), form
-            )  # fmt: skip
+            entry.start, entry.length, entry.format = begin, utf16_length(line[start:end]), form
             ranges.append(entry)
         layout.setFormats(ranges)
         layout.beginLayout()
@@ -300,8 +298,8 @@ class CodeBlock(BlockWidget):
         if b < a or end <= begin or start > begin + length:
             return
         line = self._layout_of(index).lineAt(0)
-        left = line.cursorToX(a)[0] if line.isValid() else 0.0
-        right = line.cursorToX(b)[0] if line.isValid() else 0.0
+        left = cursor_x(line, a) if line.isValid() else 0.0
+        right = cursor_x(line, b) if line.isValid() else 0.0
         if end > begin + length:
             right += self._advance
         painter.fillRect(QRectF(x + left, y, right - left, self._step), self.themes.color("selection"))
@@ -318,10 +316,10 @@ class CodeBlock(BlockWidget):
 
     def wheelEvent(self, event: QWheelEvent) -> None:
         delta = event.pixelDelta() if not event.pixelDelta().isNull() else event.angleDelta()
-        sideways = delta.x()
+        sideways, down = delta.x(), delta.y()
         if not sideways and event.modifiers() & Qt.KeyboardModifier.ShiftModifier:
-            sideways = delta.y()
-        if self._bar.isVisible() and abs(sideways) > 0 and abs(sideways) >= abs(delta.y()) * (not sideways == delta.y()):
+            sideways, down = down, 0
+        if self._bar.isVisible() and abs(sideways) > abs(down):
             self._bar.setValue(self._bar.value() - sideways)
             event.accept()
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from PySide6.QtCore import QEvent, QMimeData, QObject, QSize, Qt, Signal
-from PySide6.QtGui import QFont, QKeyEvent, QKeySequence, QShortcut
+from PySide6.QtGui import QKeyEvent, QKeySequence, QResizeEvent, QShortcut
 from PySide6.QtWidgets import QFrame, QHBoxLayout, QLabel, QPlainTextEdit, QToolButton, QVBoxLayout, QWidget
 
 from app.desktop.icons import icon
@@ -37,7 +37,7 @@ class ComposerText(QPlainTextEdit):
         block = self.document().firstBlock()
         while block.isValid() and rows <= MAX_LINES:
             layout = block.layout()
-            rows += max(1, layout.lineCount() if layout is not None else 1)
+            rows += max(1, layout.lineCount())
             block = block.next()
         shown = max(1, min(MAX_LINES, rows))
         height = shown * self.fontMetrics().lineSpacing() + 8
@@ -46,8 +46,8 @@ class ComposerText(QPlainTextEdit):
         if self.height() != height or self.minimumHeight() != height:
             self.setFixedHeight(height)
 
-    def resizeEvent(self, event: QEvent) -> None:  # type: ignore[override]
-        super().resizeEvent(event)  # type: ignore[arg-type]
+    def resizeEvent(self, event: QResizeEvent) -> None:
+        super().resizeEvent(event)
         self._fit()
 
     def insertFromMimeData(self, source: QMimeData) -> None:

@@ -272,7 +272,8 @@ class Controller(QObject):
         ways = [Way("Open another model…", self.choose_file)]
         if isinstance(error, DeviceError) and not isinstance(error, OutOfMemoryError):
             if self.service.device != "numpy":
-                ways.insert(0, Way("Use numpy instead (slower)", lambda: self.service.load(path, "numpy"), primary=True))
+                on_numpy = Way("Use numpy instead (slower)", lambda: self.service.load(path, "numpy"), primary=True)
+                ways.insert(0, on_numpy)
             ways.append(Way("Try again", lambda: self.load_model(path)))
         elif isinstance(error, OutOfMemoryError):
             ways.append(Way("Change the context length…", self.open_settings))
@@ -663,7 +664,10 @@ class Controller(QObject):
     def _context_full(self, sentence: str, hint: str = "") -> None:
         self.window.notices.show_notice(
             "context", "warning", sentence, hint,
-            (Way("Start a new chat", self.new_chat, primary=True), Way("Change the context length…", self.open_settings)),
+            (
+                Way("Start a new chat", self.new_chat, primary=True),
+                Way("Change the context length…", self.open_settings),
+            ),
         )  # fmt: skip
 
     def _show_streaming(self) -> None:

@@ -87,7 +87,7 @@ def answer_line(figures: Figures) -> str:
     """The line beside an answer's actions."""
     parts = []
     if figures.generated_tokens:
-        parts.append(f"{figures.generated_tokens} tokens")
+        parts.append("1 token" if figures.generated_tokens == 1 else f"{figures.generated_tokens} tokens")
     if figures.decode_tokens_per_s > 0:
         parts.append(f"{figures.decode_tokens_per_s:.1f} tokens/s")
     return " · ".join(parts)

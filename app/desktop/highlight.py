@@ -8,7 +8,7 @@ from functools import cache
 from pygments.lexer import Lexer  # type: ignore[import-untyped]
 from pygments.lexers import find_lexer_class_by_name  # type: ignore[import-untyped]
 from pygments.token import Token as T  # type: ignore[import-untyped]
-from pygments.token import _TokenType  # type: ignore[import-untyped]
+from pygments.token import _TokenType
 from pygments.util import ClassNotFound  # type: ignore[import-untyped]
 
 _COLORS: tuple[tuple[_TokenType, str], ...] = (

@@ -62,9 +62,7 @@ def real_services() -> Services:
     )
 
 
-def build(
-    app: QApplication, services: Services, model_path: Path | None = None
-) -> tuple[MainWindow, Controller]:
+def build(app: QApplication, services: Services, model_path: Path | None = None) -> tuple[MainWindow, Controller]:
     """The window and what drives it; `Controller.start` brings it to life."""
     themes = Themes(app)
     background = Background(app)
@@ -101,9 +99,7 @@ def catch_unexpected(controller: Controller, log_file: Path) -> None:
         controller.background.call(lambda: controller.show_unexpected(summary, log_file))
 
     sys.excepthook = report
-    threading.excepthook = lambda args: report(
-        args.exc_type, args.exc_value or args.exc_type(), args.exc_traceback
-    )
+    threading.excepthook = lambda args: report(args.exc_type, args.exc_value or args.exc_type(), args.exc_traceback)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

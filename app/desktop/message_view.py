@@ -139,9 +139,7 @@ class MessageView(QWidget):
         if name == "copy":
             button = self._buttons["copy"]
             button.setIcon(icon("check", self.themes.current.accent))
-            QTimer.singleShot(
-                1400, button, lambda: button.setIcon(icon("copy", self.themes.current.text_faint))
-            )
+            QTimer.singleShot(1400, button, lambda: button.setIcon(icon("copy", self.themes.current.text_faint)))
         self.action.emit(name, self._id)
 
     def retheme(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from PySide6.QtCore import QPoint, QSize, Qt, Signal
@@ -85,13 +86,16 @@ class ModelButton(QPushButton):
         self._full = name
         self.detail.setText(detail)
         self.detail.setVisible(bool(detail))
-        self.name.setText(QFontMetrics(self.name.font()).elidedText(name, Qt.TextElideMode.ElideMiddle, self.limit))
-        self.setToolTip("Model and device (Ctrl+M)" if name == self.name.text() else f"{name}\nModel and device (Ctrl+M)")
+        self.name.ensurePolished()
+        room = self.limit - (self.detail.sizeHint().width() if detail else 0) - 84
+        self.name.setText(self.name.fontMetrics().elidedText(name, Qt.TextElideMode.ElideMiddle, max(60, room)))
+        tip = "Model and device (Ctrl+M)"
+        self.setToolTip(tip if name == self.name.text() else f"{name}\n{tip}")
         self.setAccessibleName(f"Model: {name}. {detail}".strip())
         self.updateGeometry()
 
     def set_limit(self, limit: int) -> None:
-        """The width that the name may take."""
+        """The width that the button may take."""
         if limit != self.limit:
             self.limit = limit
             self.show_text(self._full, self.detail.text())
@@ -172,7 +176,9 @@ class ModelPopup(QWidget):
     device_chosen = Signal(str)
 
     def __init__(self, themes: Themes, service: ModelService, parent: QWidget) -> None:
-        super().__init__(parent, Qt.WindowType.Popup | Qt.WindowType.FramelessWindowHint | Qt.WindowType.NoDropShadowWindowHint)
+        kind = Qt.WindowType
+        super().__init__(parent, kind.Popup | kind.FramelessWindowHint | kind.NoDropShadowWindowHint)
+        self._window = parent
         self.setAttribute(Qt.WidgetAttribute.WA_TranslucentBackground)
         self.setAccessibleName("Model and device")
         self._themes = themes
@@ -249,9 +255,9 @@ class ModelPopup(QWidget):
             old.deleteLater()
         self._scroll.setWidget(page)
         wish = page.sizeHint().height() + 4
-        limit = max(260, self.parentWidget().window().height() - 90)
+        limit = max(260, self._window.height() - 90)
         self._scroll.setFixedHeight(min(wish, limit))
-        width = min(POPUP_WIDTH, max(280, self.parentWidget().window().width() - 40))
+        width = min(POPUP_WIDTH, max(280, self._window.width() - 40))
         self._card.setFixedWidth(width)
         self.adjustSize()
         self._show_progress()
@@ -336,9 +342,10 @@ class ModelPopup(QWidget):
             self._heading(column, "Models on this computer", 6)
         for known in service.models[:12]:
             row = Row(self._themes, "model", known.name, file_size(known.size), known.path == current)
-            row.clicked.connect(self._then_close(lambda path=known.path: self.load_wanted.emit(path)))
+            row.clicked.connect(self._then_close(partial(self.load_wanted.emit, known.path)))
             column.addWidget(row)
-        self._line(column) if service.models else None
+        if service.models:
+            self._line(column)
         column.addSpacing(4)
         row = Row(self._themes, "folder", "Open a model file…", "", False)
         row.setToolTip("Choose a GGUF file (Ctrl+O)")
@@ -363,7 +370,7 @@ class ModelPopup(QWidget):
             row = Row(self._themes, "spark" if name == "auto" else "chip", title, more, name == service.device)
             problem = next((d.problem for d in service.devices if d.id == name), "")
             row.setEnabled(not problem)
-            row.clicked.connect(self._then_close(lambda name=name: self.device_chosen.emit(name)))
+            row.clicked.connect(self._then_close(partial(self.device_chosen.emit, name)))
             column.addWidget(row)
 
     def _then_close(self, do: Callable[[], object]) -> Callable[[bool], None]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from PySide6.QtCore import QEvent, QObject, QSize, Qt, QTimer
+from PySide6.QtGui import QResizeEvent
 from PySide6.QtWidgets import QFrame, QHBoxLayout, QLabel, QPushButton, QToolButton, QVBoxLayout, QWidget
 
 from app.desktop.icons import icon
@@ -42,9 +43,15 @@ class Notice(QFrame):
         self.setAccessibleName(sentence)
         self._themes = themes
         self._kind = kind
+        self._buttons: QHBoxLayout | None = None
         self.sentence = sentence
         self.hint = hint
         self.ways = tuple(ways)
+
+        def take(way: Way) -> None:
+            dismiss()
+            way.do()
+
         row = QHBoxLayout(self)
         row.setContentsMargins(14, 12, 8, 12)
         row.setSpacing(12)
@@ -66,14 +73,14 @@ class Notice(QFrame):
             more.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
             column.addWidget(more)
         if ways:
-            buttons = QHBoxLayout()
+            buttons = self._buttons = QHBoxLayout()
             buttons.setContentsMargins(0, 8, 0, 0)
             buttons.setSpacing(8)
             for way in ways:
                 button = QPushButton(way.label, self)
                 button.setProperty("primary", way.primary)
                 button.setCursor(Qt.CursorShape.PointingHandCursor)
-                button.clicked.connect(lambda _checked=False, way=way: (dismiss(), way.do()))
+                button.clicked.connect(lambda _checked=False, way=way: take(way))
                 buttons.addWidget(button)
             buttons.addStretch(1)
             column.addLayout(buttons)
@@ -86,6 +93,16 @@ class Notice(QFrame):
         row.addWidget(self._close, 0, Qt.AlignmentFlag.AlignTop)
         themes.changed.connect(self._dress)
         self._dress()
+
+    def resizeEvent(self, event: QResizeEvent) -> None:
+        super().resizeEvent(event)
+        if self._buttons is None:
+            return
+        wish = sum(button.sizeHint().width() + 8 for button in self.findChildren(QPushButton))
+        below = wish > self.width() - 90
+        direction = QHBoxLayout.Direction.TopToBottom if below else QHBoxLayout.Direction.LeftToRight
+        if direction != self._buttons.direction():
+            self._buttons.setDirection(direction)
 
     def _dress(self) -> None:
         theme = self._themes.current
@@ -143,6 +160,7 @@ class Toast(QFrame):
     def __init__(self, parent: QWidget) -> None:
         super().__init__(parent)
         self.setObjectName("toast")
+        self._parent = parent
         row = QHBoxLayout(self)
         row.setContentsMargins(16, 7, 8, 7)
         row.setSpacing(12)
@@ -178,7 +196,7 @@ class Toast(QFrame):
             self._do()
 
     def _place(self) -> None:
-        parent = self.parentWidget()
+        parent = self._parent
         self.move((parent.width() - self.width()) // 2, parent.height() - self.height() - self.lift)
 
     def eventFilter(self, watched: QObject, event: QEvent) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from PySide6.QtCore import Qt, Signal
-from PySide6.QtGui import QIntValidator, QKeySequence, QShortcut
+from PySide6.QtCore import QRectF, Qt, Signal
+from PySide6.QtGui import QIntValidator, QKeySequence, QPainter, QPaintEvent, QShortcut, QWheelEvent
 from PySide6.QtWidgets import (
     QButtonGroup,
     QComboBox,
@@ -25,6 +25,7 @@ from PySide6.QtWidgets import (
 )
 
 from app.conversation import ChatOptions
+from app.desktop.icons import paint_icon
 from app.desktop.model_popup import device_title
 from app.desktop.theme import Themes
 from engine.api import DeviceInfo, SamplingParams
@@ -87,6 +88,7 @@ class SettingsDialog(QDialog):
         outer.addWidget(line)
         foot = QHBoxLayout()
         foot.setContentsMargins(24, 14, 24, 14)
+        foot.setSpacing(10)
         reset = QPushButton("Restore defaults", self)
         reset.setToolTip("Set the values for answers and sampling back to Realm's own")
         reset.setAutoDefault(False)
@@ -167,13 +169,13 @@ class SettingsDialog(QDialog):
         self.system_prompt = QPlainTextEdit(options.system_prompt)
         self.system_prompt.setObjectName("field")
         self.system_prompt.setAccessibleName("System prompt")
-        self.system_prompt.setPlaceholderText("What the model should know or how it should answer, for example: Be brief.")
+        self.system_prompt.setPlaceholderText("What the model should know, or how it should answer: Be brief.")
         self.system_prompt.setTabChangesFocus(True)
         self.system_prompt.setFixedHeight(92)
         label.setBuddy(self.system_prompt)
         self._column.addWidget(self.system_prompt)
         self.max_tokens = _spin(0, 1_000_000, options.max_tokens or 0, step=64, special="No limit")
-        self._field("Longest answer", "In tokens. Without a limit the model decides, or the context ends it.", self.max_tokens)
+        self._field("Longest answer", "In tokens. Without a limit the model or the context ends it.", self.max_tokens)
 
     def _add_sampling(self, sampling: SamplingParams) -> None:
         self._section("Sampling", "How the next token is chosen. The steps run in this order:")
@@ -200,7 +202,7 @@ class SettingsDialog(QDialog):
         self._field("Top-p", "Keeps the likeliest tokens up to this total probability; 1 is off.", self.top_p)
         self._field("Min-p", "Drops tokens below this share of the likeliest one's probability; 0 is off.", self.min_p)
         self._field("Typical", "Keeps tokens of typical information up to this probability; 1 is off.", self.typical_p)
-        self._field("Repetition penalty", "Makes tokens that occurred lately less likely; 1 is off.", self.repeat_penalty)
+        self._field("Repetition penalty", "Makes tokens that occurred lately rarer; 1 is off.", self.repeat_penalty)
         self._field("Penalties look back", "How many tokens the penalties look at; 0 is none.", self.repeat_last_n)
         self._field("Presence penalty", "Against tokens that occurred at all; 0 is off.", self.presence_penalty)
         self._field("Frequency penalty", "Against tokens by how often they occurred; 0 is off.", self.frequency_penalty)
@@ -214,7 +216,7 @@ class SettingsDialog(QDialog):
 
     def _add_model(self, values: SettingsValues, devices: Sequence[DeviceInfo]) -> None:
         self._section("Model", "A loaded model is loaded again when these change.")
-        self.device = _combo()
+        self.device = _combo(self._themes)
         self.device.addItem("Automatic", "auto")
         for device in devices:
             if not device.problem:
@@ -223,7 +225,7 @@ class SettingsDialog(QDialog):
             self.device.addItem(f"{values.device} (not found)", values.device)
         self.device.setCurrentIndex(self.device.findData(values.device))
         self._field("Device", "Where models run.", self.device)
-        self.context_length = _combo()
+        self.context_length = _combo(self._themes)
         self.context_length.addItem("Automatic", None)
         for length in CONTEXT_CHOICES:
             self.context_length.addItem(f"{length:,} tokens", length)
@@ -312,18 +314,29 @@ class SettingsDialog(QDialog):
 class _Spin(QSpinBox):
     """Leaves the mouse wheel to the page, so that scrolling changes no value."""
 
-    def wheelEvent(self, event) -> None:  # type: ignore[no-untyped-def]
+    def wheelEvent(self, event: QWheelEvent) -> None:
         event.ignore()
 
 
 class _Decimal(QDoubleSpinBox):
-    def wheelEvent(self, event) -> None:  # type: ignore[no-untyped-def]
+    def wheelEvent(self, event: QWheelEvent) -> None:
         event.ignore()
 
 
 class _Combo(QComboBox):
-    def wheelEvent(self, event) -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, themes: Themes) -> None:
+        super().__init__()
+        self._themes = themes
+
+    def wheelEvent(self, event: QWheelEvent) -> None:
         event.ignore()
+
+    def paintEvent(self, event: QPaintEvent) -> None:
+        super().paintEvent(event)
+        painter = QPainter(self)
+        place = QRectF(self.width() - 26, (self.height() - 16) / 2, 16, 16)
+        paint_icon(painter, "chevron-down", self._themes.current.text_soft, place)
+        painter.end()
 
 
 def _spin(low: int, high: int, value: int, step: int = 1, special: str = "") -> QSpinBox:
@@ -331,6 +344,7 @@ def _spin(low: int, high: int, value: int, step: int = 1, special: str = "") -> 
     box.setRange(low, high)
     box.setSingleStep(step)
     box.setValue(value)
+    box.lineEdit().setTextMargins(7, 0, 7, 0)
     box.setFixedWidth(130)
     if special:
         box.setSpecialValueText(special)
@@ -343,12 +357,13 @@ def _decimal(low: float, high: float, value: float, step: float) -> QDoubleSpinB
     box.setRange(low, high)
     box.setSingleStep(step)
     box.setValue(value)
+    box.lineEdit().setTextMargins(7, 0, 7, 0)
     box.setFixedWidth(130)
     return box
 
 
-def _combo() -> QComboBox:
-    box = _Combo()
+def _combo(themes: Themes) -> QComboBox:
+    box = _Combo(themes)
     box.setMinimumWidth(200)
     box.setMaximumWidth(280)
     box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToContents)

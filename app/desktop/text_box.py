@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
+from typing import Any
 
 from PySide6.QtCore import QPointF, QRectF, Qt
-from PySide6.QtGui import QColor, QFont, QFontMetricsF, QPainter, QTextCharFormat, QTextLayout, QTextOption
+from PySide6.QtGui import QColor, QFont, QFontMetricsF, QPainter, QTextCharFormat, QTextLayout, QTextLine, QTextOption
 
 from app.desktop.markdown import Span
 from app.desktop.theme import Themes
@@ -28,6 +29,12 @@ def utf16_slice(text: str, start: int, end: int) -> str:
     if text.isascii():
         return text[start:end]
     return text.encode("utf-16-le", "surrogatepass")[2 * start : 2 * end].decode("utf-16-le", "replace")
+
+
+def cursor_x(line: QTextLine, position: int) -> float:
+    """Where the cursor stands in a line. Bindings differ in whether they hand back the position beside it."""
+    found: Any = line.cursorToX(position)
+    return float(found[0] if isinstance(found, tuple) else found)
 
 
 @dataclass(frozen=True)
@@ -97,7 +104,7 @@ class TextBox:
                 self._links.append((start, start + length, span.href))
             if form.propertyCount():
                 entry = QTextLayout.FormatRange()
-                entry.start, entry.length, entry.format = start, length, form  # type: ignore[misc, assignment]
+                entry.start, entry.length, entry.format = start, length, form
                 ranges.append(entry)
             start += length
         return ranges
@@ -106,9 +113,12 @@ class TextBox:
     def natural_width(self) -> float:
         """The width that the longest line wants."""
         if self._natural < 0:
+            width = self.width
             self._lay_out(1e6, count=False)
             self._natural = max((self._line(i).naturalTextWidth() for i in range(self.line_count)), default=0.0)
             self.width = -1.0
+            if width >= 0:
+                self._lay_out(width, count=False)
         return self._natural
 
     @property
@@ -137,7 +147,7 @@ class TextBox:
         layout.endLayout()
         self.height = max(y, self.line_step)
 
-    def _line(self, index: int):  # type: ignore[no-untyped-def]  # QTextLine is only valid while its layout lives
+    def _line(self, index: int) -> QTextLine:
         return self._layout.lineAt(index)
 
     @property
@@ -159,7 +169,7 @@ class TextBox:
             a, b = max(start, first), min(end, last)
             if b < a:
                 continue
-            left, right = line.cursorToX(a)[0], line.cursorToX(b)[0]
+            left, right = cursor_x(line, a), cursor_x(line, b)
             if end > last and index + 1 < self.line_count:
                 right += 5  # the line break is selected too
             if right == left:

@@ -197,7 +197,7 @@ class Themes(QObject):
 
     @property
     def choice(self) -> str:
-        """"system", "light" or "dark"."""
+        """ "system", "light" or "dark"."""
         return self._choice
 
     def choose(self, choice: str) -> None:

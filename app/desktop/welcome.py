@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from PySide6.QtCore import QSize, Qt, Signal
+from PySide6.QtGui import QResizeEvent
 from PySide6.QtWidgets import QGridLayout, QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
 
 from app.desktop.icons import icon
@@ -47,7 +48,7 @@ class Welcome(QWidget):
 
     @property
     def state(self) -> str:
-        """"starting", "working", "ready" or "empty"."""
+        """ "starting", "working", "ready" or "empty"."""
         service = self._service
         if service.loading is not None or service.fetching is not None:
             return "working"
@@ -69,8 +70,9 @@ class Welcome(QWidget):
         service = self._service
         return (self.state, service.loading, service.fetching is not None, tuple(service.models), self.width() < 560)
 
-    def resizeEvent(self, event) -> None:  # type: ignore[no-untyped-def]
+    def resizeEvent(self, event: QResizeEvent) -> None:
         super().resizeEvent(event)
+        self._center()
         self.refresh()
 
     def _rebuild(self) -> None:
@@ -113,10 +115,7 @@ class Welcome(QWidget):
                 column.addSpacing(8)
                 self._add_ways(column)
         column.addStretch(6)
-        row = QHBoxLayout()
         self._outer.addWidget(page, 1)
-        self._outer.setAlignment(page, Qt.AlignmentFlag(0))
-        row.deleteLater()
         page.show()
         self._center()
         self.refresh()

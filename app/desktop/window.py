@@ -250,7 +250,7 @@ class MainWindow(QMainWindow):
         room = width - left
         side = max(12 if room < 560 else 20, (room - COLUMN - 28) // 2)
         self._foot.setContentsMargins(side, 4, side, 6)
-        self.model_button.set_limit(max(90, room - (330 if beside else 400)))
+        self.model_button.set_limit(min(620, room - (24 if beside else 104)))
         self.load_bar.setGeometry(0, 48, room, 2)
 
     def eventFilter(self, watched: QObject, event: QEvent) -> bool:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import sqlite3
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 SIZES = {"large": (1400, 900), "small": (420, 560)}
@@ -158,7 +158,7 @@ def scene(app, look: str, width: int, height: int, state: str) -> Iterator[Stage
                 model.touch()
                 store.settings.set("last_model", str(model))
                 store.settings.set("recent_models", [str(model), str(folder / "Mistral-7B-Instruct-v0.3.Q4_K_M.gguf")])
-        if state in ("loading",):
+        if state == "loading":
             engine.load_at_once = False
         window, controller = build(app, services(engine, folder, fetch=lambda note, _cancel: slow_fetch(note)))
         window.resize(width, height)
@@ -178,21 +178,14 @@ def scene(app, look: str, width: int, height: int, state: str) -> Iterator[Stage
 
 
 def fill(store) -> None:
-    import sqlite3
-
-    now = datetime.now(UTC)
+    """Some chats of the last weeks. The store gives them its own time, so theirs is set behind its back."""
     for title, days in reversed(TITLES):
         chat = store.create_chat(title)
         store.add_message(chat.id, "user", title)
-        moment = now - timedelta(days=days)
         with sqlite3.connect(store.path) as raw:
-            columns = [row[1] for row in raw.execute("pragma table_info(chats)")]
-            value = raw.execute("select updated from chats").fetchone()[0] if "updated" in columns else None
-            if isinstance(value, int | float):
-                factor = value / now.timestamp()
-                raw.execute("update chats set updated=? where id=?", (type(value)(moment.timestamp() * round(factor)), chat.id))
-            elif isinstance(value, str):
-                raw.execute("update chats set updated=? where id=?", (moment.isoformat(), chat.id))
+            now = raw.execute("select updated from chats where id = ?", (chat.id,)).fetchone()[0]
+            per_second = 10 ** (len(str(now)) - 10)  # the unit: a time in seconds has ten digits
+            raw.execute("update chats set updated = ? where id = ?", (now - days * 86400 * per_second, chat.id))
 
 
 def slow_fetch(note: Callable[[int, int], None]) -> Path:
@@ -215,11 +208,10 @@ def conversation_end(stage: Stage) -> None:
 
 
 def streaming(stage: Stage) -> None:
-    stage.engine.answers[0] = [ANSWER[i : i + 9] for i in range(0, 1130, 9)]
-    stage.engine.answers[0].append("hold")
-    stage.engine.pause = 0.001
+    stage.engine.pause = 0.008
     stage.ask("Explain binary search and show it in Python.")
-    stage.until(lambda: bool(stage.controller.session.messages) and len(stage.controller.session.messages[-1].text) > 900)
+    session = stage.controller.session
+    stage.until(lambda: bool(session.messages) and len(session.messages[-1].text) > 780)
     stage.engine.hold.clear()
 
 
@@ -228,7 +220,10 @@ def failed(stage: Stage) -> None:
 
     stage.engine.answers[0] = [
         "The sky is blue because air scatters ",
-        DeviceError("The graphics card stopped answering while this answer was computed.", "Loading the model again often helps."),
+        DeviceError(
+            "The graphics card stopped answering while this answer was computed.",
+            "Loading the model again often helps.",
+        ),
     ]
     stage.ask("Why is the sky blue?")
     stage.answered()
