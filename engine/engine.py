@@ -27,7 +27,7 @@ from engine.api import (
 )
 from engine.batch import LoadedModel, Progress
 from engine.chat_template import ChatTemplate
-from engine.errors import DeviceError, ModelFileError, RealmError, RequestError
+from engine.errors import DeviceError, ModelFileError, OutOfMemoryError, RealmError, RequestError
 from engine.job import Job, JobCancelled
 from engine.request import message_tokens, text_tokens
 from engine.serving import Serving
@@ -244,7 +244,7 @@ class Engine:
         raise RequestError("No model is loaded.", "Load one first.")
 
     def _load(self, job: Job[ModelInfo], path: Path, options: LoadOptions) -> ModelInfo:
-        if not path.exists():
+        if not _is_there(path):
             error: RealmError = ModelFileError(f"There is no file {path}.", "Choose a model file that exists.")
             if self._serving is None:
                 self._state, self._error = EngineState.FAILED, error
@@ -290,7 +290,7 @@ class Engine:
         if isinstance(failure, RealmError):
             return failure
         if isinstance(failure, MemoryError):
-            return DeviceError(f"There is not enough memory to load {path.name}.", "Choose a smaller model.")
+            return OutOfMemoryError(f"There is not enough memory to load {path.name}.", "Choose a smaller model.")
         if isinstance(failure, OSError):
             return ModelFileError(f"{path} could not be read: {failure.strerror or failure}.")
         log.error("Loading failed", exc_info=failure)
@@ -323,6 +323,13 @@ def _load_model(path: Path, options: LoadOptions, progress: Progress, cancelled:
     from engine.loader import load_model  # the backends load late: not every user of the engine needs them
 
     return load_model(path, options, progress, cancelled)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a folder that may not be entered, a name that no file can have
+        return False
 
 
 def _closed() -> RequestError:

@@ -476,8 +476,9 @@ def test_a_failed_load_leaves_the_engine_usable(file: Path, tmp_path: Path) -> N
 
 def test_a_path_without_a_file_keeps_the_model(start: Start, tmp_path: Path) -> None:
     engine = start(FakeModel())
-    with pytest.raises(ModelFileError):
-        engine.load(tmp_path / "absent.gguf").result(WAIT)
+    for path in (tmp_path / "absent.gguf", "no\0name"):
+        with pytest.raises(ModelFileError, match="no file"):
+            engine.load(path).result(WAIT)
     assert generate(engine, ask(1, n=2)).tokens
 
 
