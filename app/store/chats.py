@@ -82,6 +82,7 @@ class ChatStore:
                 journal.finish(MessageState.INTERRUPTED)
             except StoreError as error:  # the next start finds it, with the text that had been journaled
                 log.warning("An answer could not be finished: %s", error)
+                journal.abandon()
         self._database.close()
         self._owners.release()
 

@@ -42,7 +42,7 @@ def store_error(error: sqlite3.Error, path: Path) -> StoreError:
         )
     if code == sqlite3.SQLITE_CONSTRAINT and "FOREIGN KEY" in str(error):
         return StoreError("This could not be stored: its chat has been removed for good.")
-    return StoreError(f"The chat history {path} could not be used: {error}.")
+    return StoreError(f"The chat history {path} could not be used: {str(error).rstrip('.')}.")
 
 
 def is_damage(error: sqlite3.Error) -> bool:
@@ -51,6 +51,8 @@ def is_damage(error: sqlite3.Error) -> bool:
 
 def folded(text: str) -> str:
     """`text` as search compares it: on one line, upper and lower case and compatibility forms alike."""
+    if text.isascii():
+        return " ".join(text.lower().split())
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 

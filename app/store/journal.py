@@ -85,6 +85,11 @@ class AnswerJournal:
             raise StoreError("The answer could not be stored: its chat has been removed for good.")
         return finished
 
+    def abandon(self) -> None:
+        """Stops writing without an end; the next start of the program finds the answer and interrupts it."""
+        self._stop.set()
+        self._has_text.set()
+
     def _write_end(self, finished: StoredMessage, figures: str | None) -> bool:
         with self._database.write() as connection:
             found = connection.execute(

@@ -124,7 +124,7 @@ def _migrate(database: Database) -> None:
 
 
 def _statements(script: str) -> list[str]:
-    """The statements of a script one by one: sqlite3's executescript would commit the transaction first."""
+    """The statements of a script, each of which ends its line. (executescript would commit the transaction first.)"""
     statements, current = [], ""
     for line in script.splitlines(keepends=True):
         current += line

@@ -41,6 +41,31 @@ def test_text_is_in_the_database_soon_after_it_came(store: ChatStore) -> None:
     assert store.messages(chat.id)[0].state is MessageState.STREAMING
 
 
+def test_only_journaled_text_does_without_waiting_for_the_disk(store: ChatStore) -> None:
+    def level() -> int:
+        return int(store._database._writer.execute("PRAGMA synchronous").fetchone()[0])
+
+    full, normal = 2, 1
+    seen: list[int] = []
+
+    def remember(_: str) -> None:
+        seen.append(level())
+
+    store._database._writer.create_function("folded", 1, remember)
+    store._database._writer.executescript(
+        "CREATE TEMP TRIGGER message AFTER INSERT ON messages BEGIN SELECT folded('message'); END;"
+        "CREATE TEMP TRIGGER piece AFTER INSERT ON answer_pieces BEGIN SELECT folded('piece'); END;"
+    )
+    chat = store.create_chat()
+    store.add_message(chat.id, "user", "question")
+    journal = store.begin_answer(chat.id)
+    journal.append("text")
+    wait_for(lambda: len(seen) == 3)
+    journal.finish(MessageState.COMPLETE)
+    store.add_message(chat.id, "user", "next")
+    assert seen == [full, normal, normal, full]
+
+
 def test_append_does_not_wait_for_a_locked_database(store: ChatStore) -> None:
     chat = store.create_chat()
     journal = store.begin_answer(chat.id)

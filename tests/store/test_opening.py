@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from app.store import ChatStore, MessageState
-from app.store.schema import SCHEMA_VERSION
+from app.store import ChatStore, MessageState, opening
+from app.store.schema import MIGRATIONS, SCHEMA_VERSION
 from engine.errors import StoreError
 
 STREAMING_CHILD = """
@@ -91,6 +91,23 @@ def test_a_newer_history_is_refused_and_left_as_it_is(path: Path) -> None:
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     with ChatStore.open(path) as store:
         assert len(store.messages(chat_id)) == 200
+
+
+def test_an_older_history_is_migrated_and_a_migration_that_fails_changes_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat_id = fill(path)
+    failing = "ALTER TABLE chats ADD COLUMN pinned INTEGER;\nINSERT INTO nowhere VALUES (1);"
+    monkeypatch.setattr(opening, "SCHEMA_VERSION", SCHEMA_VERSION + 1)
+    monkeypatch.setattr(opening, "MIGRATIONS", (*MIGRATIONS, failing))
+    with pytest.raises(StoreError, match="nowhere"):
+        ChatStore.open(path)
+    monkeypatch.setattr(opening, "MIGRATIONS", (*MIGRATIONS, "ALTER TABLE chats ADD COLUMN pinned INTEGER;"))
+    with ChatStore.open(path) as store:
+        assert len(store.messages(chat_id)) == 200
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION + 1,)
+        assert connection.execute("SELECT pinned FROM chats").fetchall() == [(None,)]
 
 
 def test_another_programs_database_is_refused_and_left_as_it_is(path: Path) -> None:

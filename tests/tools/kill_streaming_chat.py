@@ -9,11 +9,11 @@ What has to hold after every kill, or the command exits with 1:
   no text that is older than half a second at the moment of the kill;
 - the history opens at once: nothing damaged, nothing still `streaming`.
 
-Each life is a process of its own that holds a chat through the real Conversation and ChatStore, over and over with
-answers of random length, until it is killed; the next life goes on in the same history. Several lanes with a history
-each run side by side. The engine is scripted unless `--model` names a model file, which the real engine then answers
-with. Pieces of text are reported with the time at which the engine wrote them (with the real engine: at which they
-were read from it).
+Each life is a process of its own that holds a chat through the real Conversation and ChatStore, with one answer of
+random length after the other, until it is killed (some while they still open the history); the next life goes on in the
+same history. Several lanes with a history each run side by side. The engine is scripted unless `--model` names a model
+file, which the real engine then answers with. Pieces of text are reported with the time at which the engine wrote them
+(with the real engine: at which they were read from it).
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ from engine.stream import Stream
 
 LONGEST_LOSS_S = 0.5
 LONGEST_LIFE_S = 1.5  # counted from the first message that is stored
+EARLY_KILLS = 0.1  # the share of lives that end while they open the history, or little later
+EARLY_S = 0.05
 SLOWEST_START_S = 60.0
 
 Report = Callable[..., None]
@@ -162,7 +164,8 @@ class Life:
 
     process_id: int
     pipe: int
-    kill_after: float  # seconds after its first stored message
+    early: bool
+    kill_after: float  # seconds after its first stored message, or after its start if it is to end early
     started: float = field(default_factory=time.monotonic)
     first_stored: float | None = None
     received: bytes = b""
@@ -181,6 +184,8 @@ class Life:
 
     @property
     def kill_time(self) -> float:
+        if self.early:
+            return self.started + self.kill_after
         if self.first_stored is None:
             return self.started + SLOWEST_START_S
         return self.first_stored + self.kill_after
@@ -220,7 +225,8 @@ class Lane:
             finally:
                 os._exit(1)
         os.close(writing)
-        return Life(process_id, reading, self._chooser.uniform(0.0, LONGEST_LIFE_S))
+        early = self._chooser.random() < EARLY_KILLS
+        return Life(process_id, reading, early, self._chooser.uniform(0.0, EARLY_S if early else LONGEST_LIFE_S))
 
     def end_life(self, life: Life) -> Outcome:
         """Kills, takes in what the pipe still holds, opens the history and checks it."""
@@ -231,7 +237,7 @@ class Lane:
             pass
         os.close(life.pipe)
         outcome = self._check(life.reports, killed_at)
-        if not os.WIFSIGNALED(status) or life.first_stored is None:
+        if not os.WIFSIGNALED(status) or (life.first_stored is None and not life.early):
             outcome.faults.append("the chat ended or hung by itself, before it was killed")
         return outcome
 
@@ -270,7 +276,9 @@ def _check_cut_answer(
     """The moment that the kill hit, and the seconds and characters that the answer it cut off has lost."""
     pieces = [entry for entry in reports if entry["kind"] == "piece"]
     stored = [entry for entry in reports if entry["kind"] == "stored"]
-    if not stored or not pieces or pieces[-1]["question"] != stored[-1]["text"]:
+    if not stored:
+        return "before its first message", 0.0, 0
+    if not pieces or pieces[-1]["question"] != stored[-1]["text"]:
         return "before an answer's first text", 0.0, 0
     pieces = [piece for piece in pieces if piece["question"] == stored[-1]["text"]]
     answer = next((message for message in messages.values() if message.id > stored[-1]["id"]), None)
