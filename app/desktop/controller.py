@@ -597,7 +597,8 @@ class Controller(QObject):
             case PrefillProgress():
                 self._put(session, event.message_id)
             case AnswerText():
-                transcript.append_text(event.message_id, event.text)
+                # The session already holds the text of all events of this batch; the transcript takes what it lacks.
+                self._put(session, event.message_id)
                 window.footer.show_figures(event.figures)
             case AnswerFinished():
                 transcript.remove_messages([PENDING_ID])

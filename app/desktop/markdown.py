@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 from markdown_it import MarkdownIt
@@ -148,6 +148,8 @@ class MarkdownDocument:
         for unit in units[keep:]:
             self.blocks += unit.blocks
         if final:
+            closed = (replace(b, open=False) if isinstance(b, Code) else b for b in self.blocks[self._settled :])
+            self.blocks[self._settled :] = closed
             return
         if keep > 0:
             self._numbering = units[keep].numbering
@@ -363,8 +365,10 @@ def _is_open(token: Token) -> bool:
     """Whether a fence ran to the end of its container without a closing line."""
     if token.map is None:
         return False
-    # The lines between head and end are all content if no closing fence was found.
-    return token.map[1] - token.map[0] - 1 <= token.content.count("\n")
+    # All lines after the first are content if no closing fence was found.
+    content = token.content
+    lines = content.count("\n") + (1 if content and not content.endswith("\n") else 0)
+    return token.map[1] - token.map[0] - 1 <= lines
 
 
 def _table(tokens: Sequence[Token], frames: tuple[Frame, ...]) -> Table:

@@ -105,19 +105,10 @@ class Transcript(QAbstractScrollArea):
             self._stick = True
         self.relayout()
 
-    def append_text(self, message_id: int, text: str) -> None:
-        """Adds text to an answer that streams."""
-        item = self.item(message_id)
-        if item is not None:
-            item.append(text)
-            item.data.activity = ""
-            self._show_data(item)
-            self.relayout()
-
     def update_message(self, message: MessageData) -> None:
         """Shows a message's new state; its text must be that shown, or begin with it."""
         item = self.item(message.id)
-        if item is None:
+        if item is None or message == item.data:
             return
         if not message.text.startswith(item.data.text):
             index = self.items.index(item)
