@@ -248,7 +248,7 @@ def test_no_call_waits_for_a_slow_disk_or_engine(
     conversation.set_system_prompt("x")
     conversation.stop()
     assert conversation.options == ChatOptions()
-    assert time.monotonic() - begun < 0.1
+    assert time.monotonic() - begun < 1
     go.set()
     holding.join()
     done(conversation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -174,6 +175,7 @@ def test_settings_keep_json_values(path: Path) -> None:
             store.chat_settings(chat.id + 1).set("device", 1)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows keeps no such modes")
 def test_the_file_is_for_its_owner_only(path: Path, store: ChatStore) -> None:
     store.create_chat()
     assert all(file.stat().st_mode & 0o077 == 0 for file in path.parent.glob("chats.sqlite3*") if file.is_file())
