@@ -180,9 +180,9 @@ class ChatSession:
     def help(self, _: str) -> None:
         for name, command in COMMANDS.items():
             if command.help:
-                say(f"  /{f'{name} {command.argument}'.strip():<16} {command.help}")
-        say('  """              begins and ends a message of several lines; a paste of several lines is one message')
-        say("  Ctrl-C           stops the answer; Ctrl-D leaves")
+                say(f"  {f'/{name} {command.argument}':<15}{command.help}")
+        say('  """            begins and ends a message of several lines; a paste of several lines is one message')
+        say("  Ctrl-C         stops the answer; Ctrl-D leaves")
 
     def new(self, _: str) -> None:
         self._switch(None)

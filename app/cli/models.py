@@ -133,4 +133,4 @@ def wait_for(job: Job[T], meanwhile: Callable[[], None] | None = None) -> T:
 def _show_progress(bar: ProgressBar, job: Job[ModelInfo]) -> None:
     progress = job.progress()
     if progress is not None:
-        bar.update(progress.fraction, progress.detail or _STAGES.get(progress.stage, progress.stage))
+        bar.update(progress.fraction, _STAGES.get(progress.stage, progress.stage))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -78,3 +79,22 @@ def tiny_reference(fixtures_dir: Path) -> dict[str, Any]:
     """What the reference computed with the tiny model: prompt, greedy, exact_logits, ... as arrays."""
     with np.load(fixtures_dir / "tiny_models" / "llama.npz") as arrays:
         return {name: arrays[name] for name in arrays.files}
+
+
+CHAT_TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<assistant>"
+
+
+@pytest.fixture(scope="session")
+def tiny_chat_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with a chat template."""
+    data = tiny_model.read_bytes()
+    key = b"tokenizer.chat_template"
+    template = CHAT_TEMPLATE.encode()
+    # One more key in front of the others, padded by a comment so that tensor data stays aligned to 32 bytes.
+    fixed = 8 + len(key) + 4 + 8 + len(template) + len(b"{##}")
+    template += b"{#" + b" " * (-fixed % 32) + b"#}"
+    entry = struct.pack("<Q", len(key)) + key + struct.pack("<IQ", 8, len(template)) + template
+    magic_version, n_tensors, n_keys = struct.unpack_from("<QQQ", data)
+    file = tmp_path_factory.mktemp("models") / "tiny-chat.gguf"
+    file.write_bytes(struct.pack("<QQQ", magic_version, n_tensors, n_keys + 1) + entry + data[24:])
+    return file

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -17,6 +19,7 @@ from app.store import ChatStore, MessageState
 
 from .conftest import Realm, Result
 
+PROJECT = Path(__file__).resolve().parents[2]
 SETTINGS = ("--device", "numpy", "--temperature", 0, "--max-tokens", 5, "--seed", 1)
 
 
@@ -252,3 +255,50 @@ def test_ctrl_c_stops_the_answer_and_the_chat_goes_on(realm: Realm, tiny_model: 
     with ChatStore.open() as store:
         answer = store.messages(store.chats()[0].id)[1]
     assert answer.state is MessageState.CANCELLED
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_at_a_terminal(tiny_model: Path, data_dir: Path) -> None:
+    """A paste of several lines is one message, Ctrl-C does not leave, Ctrl-D does; colours are there."""
+    import pty
+
+    main_end, chat_end = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm-256color"}
+    environment.pop("NO_COLOR", None)
+    # The pseudo-terminal has to be the process's own for Ctrl-C to become a signal.
+    code = (
+        "import fcntl, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+        "from app.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, "chat", "--model", str(tiny_model), *map(str, SETTINGS)]
+    process = subprocess.Popen(
+        command, cwd=PROJECT, env=environment, stdin=chat_end, stdout=chat_end, stderr=chat_end, start_new_session=True
+    )
+    os.close(chat_end)
+    unread = b""
+
+    def read_until(text: bytes) -> bytes:
+        nonlocal unread
+        deadline = time.monotonic() + 60
+        while text not in unread:
+            assert time.monotonic() < deadline, unread
+            if select.select([main_end], [], [], 0.1)[0]:
+                unread += os.read(main_end, 65536)
+        before, unread = unread.split(text, 1)
+        return before
+
+    try:
+        assert b"\x1b[2mtiny-llama on numpy" in read_until(b"> \x1b[0m")
+        os.write(main_end, b"one\ntwo\n")  # at once, as an old terminal pastes
+        read_until(b"of context")
+        read_until(b"> \x1b[0m")
+        os.write(main_end, b"half a line\x03")
+        read_until(b"leaves")
+        read_until(b"> \x1b[0m")
+        os.write(main_end, b"\x04")
+        assert process.wait(timeout=60) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(main_end)
+    assert [content for role, content in stored()[0] if role == "user"] == ["one\ntwo"]

@@ -16,16 +16,15 @@ from .conftest import Realm
 SETTINGS = ("--device", "numpy", "--temperature", 0, "--max-tokens", 4)
 
 
-def test_a_prompt_goes_through_the_models_template(realm: Realm, starter_model: Path, tmp_path: Path) -> None:
-    messages = tmp_path / "messages.json"
-    messages.write_text('[{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Name a colour."}]')
-    expected = realm("generate", "--model", starter_model, "--messages", messages, "--json", *SETTINGS).json
+def test_a_prompt_goes_through_the_models_template(realm: Realm, tiny_chat_model: Path) -> None:
+    seen = "<system>Be brief.\n<user>Name a colour.\n<assistant>"
+    expected = realm("generate", "--model", tiny_chat_model, "--prompt", seen, "--json", *SETTINGS).json
 
-    result = realm("run", starter_model, "Name", "a colour.", "--system", "Be brief.", *SETTINGS)
+    result = realm("run", tiny_chat_model, "Name", "a colour.", "--system", "Be brief.", *SETTINGS)
 
     assert result.code == 0
     assert expected["text"]
-    assert result.out == expected["text"] + "\n"
+    assert result.out.removesuffix("\n") == expected["text"].removesuffix("\n")
     assert "stopped at the limit of tokens" in result.err
 
 
