@@ -633,12 +633,10 @@ class Controller(QObject):
         message = session.message(message_id)
         if message is None:
             return
-        # The transcript grows its own copy of the text.
-        shown = MessageData(**vars(message))
         if self.window.transcript.item(message_id) is None:
-            self.window.transcript.add_message(shown)
+            self.window.transcript.add_message(message)
         else:
-            self.window.transcript.update_message(shown)
+            self.window.transcript.update_message(message)
 
     def _offer_undo(self) -> None:
         if self._undo_text:

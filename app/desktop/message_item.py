@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 from PySide6.QtWidgets import QWidget
@@ -42,7 +42,7 @@ class MessageItem:
     """Everything about one message that outlives its widgets. Heights are for the width last laid out."""
 
     def __init__(self, data: MessageData, themes: Themes) -> None:
-        self.data = data
+        self.data = replace(data)  # its text grows here, whatever happens to the original
         self.themes = themes
         self.width = 0
         self.view: MessageView | None = None

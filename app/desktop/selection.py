@@ -95,11 +95,12 @@ class TranscriptSelection:
                     continue
                 piece = utf16_slice(text, *part)
                 frames = item.blocks[block].frames
+                after_item = block > 0 and any(not f.quote for f in item.blocks[block - 1].frames)
                 marker = next((f.marker for f in reversed(frames) if f.first and not f.quote), "")
                 if marker and part[0] == 0:
                     piece = "    " * (sum(not f.quote for f in frames) - 1) + marker.replace("•", "-") + " " + piece
                 if result:
-                    result += "\n" if item.bubble or (marker and block) else "\n\n"
+                    result += "\n" if item.bubble or (marker and after_item) else "\n\n"
                 result += piece
         return result
 

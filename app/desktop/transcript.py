@@ -7,6 +7,7 @@ an offset in it, or the bottom), not on a number of pixels, and nothing jumps wh
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from time import perf_counter
 
 from PySide6.QtCore import QEvent, QPoint, QSize, Qt, QTimer, QUrl, Signal
@@ -121,7 +122,7 @@ class Transcript(QAbstractScrollArea):
         was_streaming = item.data.streaming
         if rest:
             item.append(rest)
-        item.data = message
+        item.data = replace(message)
         if was_streaming and not message.streaming:
             item.finish()
         self._show_data(item)
@@ -168,6 +169,8 @@ class Transcript(QAbstractScrollArea):
             self._place()
         finally:
             self._placing = False
+        if not self._stick and self._anchor[1] < 0:
+            self._take_anchor()  # the message had no blocks yet; now it has
         self._update_latest_button()
         if self._unparsed_visible():
             self._parser.start()
