@@ -38,7 +38,11 @@ static inline __attribute__((always_inline)) void T(scales)(
 #endif
 }
 
-#define HAS_MINIMUM (SCALES == S_DM || SCALES == S_KM || SCALES == S_K4M)
+#if SCALES == S_DM || SCALES == S_KM || SCALES == S_K4M
+#define HAS_MINIMUM 1
+#else
+#define HAS_MINIMUM 0
+#endif
 
 // acc[t] = 16 rows of the group times activation row t
 #define DEFINE_DOT(NAME, TILE)                                                                                         \

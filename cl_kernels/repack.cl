@@ -41,15 +41,16 @@ static inline int T(quant)(const __global uchar *s, int b, int l)
 #endif
 }
 
-// The record of scales of one source block, for one lane; s is 0 for rows that pad the last group.
+#if SCALES == S_D || SCALES == S_K
+#define HALF_BYTES 32 // of d, or of d and its companion, at the end of a record
+#else
+#define HALF_BYTES 64
+#endif
+
+// The record of scales of one source block, for one lane.
 static inline void T(record)(const __global uchar *s, int lane, __global uchar *r)
 {
-    __global ushort *h = (__global ushort *)(r + RECORD_BYTES - (SCALES == S_D || SCALES == S_K ? 32 : 64));
-    if (!s) {
-        for (int j = 0; j < RECORD_BYTES / 16; j++)
-            r[j * 16 + lane] = 0;
-        return;
-    }
+    __global ushort *h = (__global ushort *)(r + RECORD_BYTES - HALF_BYTES);
 #if SCALES == S_D
     h[lane] = *(const __global ushort *)s;
 #elif SCALES == S_DM
@@ -89,6 +90,10 @@ __kernel void T(repack)(const __global uchar *source, int rows, int k, __global 
     const int g = get_global_id(0), blocks = k / 32;
     const long row_bytes = (long)(k / SUPER) * SOURCE_BYTES;
     __global uchar *group = destination + offset + g * T(group_bytes)(k);
+    __global uchar *records = group + (long)blocks * BLOCK_BYTES;
+    if (16 * g + 16 > rows)
+        for (int i = 0; i < k / SUPER * RECORD_BYTES; i++)
+            records[i] = 0; // rows that pad the last group come out as zeros
     for (int b = 0; b < blocks; b++) {
         uint w[8][16];
         for (int lane = 0; lane < 16; lane++) {
@@ -101,9 +106,8 @@ __kernel void T(repack)(const __global uchar *source, int rows, int k, __global 
                         word |= (uint)T(quant)(s, b % (SUPER / 32), 4 * i + j) << (8 * j);
                 w[i][lane] = word;
             }
-            if (b % (SUPER / 32) == 0)
-                T(record)(row < rows ? s : 0, lane,
-                          group + (long)blocks * BLOCK_BYTES + (long)(b / (SUPER / 32)) * RECORD_BYTES);
+            if (row < rows && b % (SUPER / 32) == 0)
+                T(record)(s, lane, records + (long)(b / (SUPER / 32)) * RECORD_BYTES);
         }
         __global uint *p = (__global uint *)(group + (long)b * BLOCK_BYTES);
         for (int lane = 0; lane < 16; lane++) {

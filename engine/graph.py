@@ -168,9 +168,7 @@ class Graph:
         self, q: Value, k: Value, v: Value, *, layer: int, n_heads: int, scale: float, rope: Rope | None
     ) -> Value:
         out = self._value(q.width)
-        self.operations.append(
-            Attention(out, q, k, v, layer, n_heads, self.n_kv_heads, self.head_width, scale, rope)
-        )
+        self.operations.append(Attention(out, q, k, v, layer, n_heads, self.n_kv_heads, self.head_width, scale, rope))
         return out
 
     def gate(self, gate: Value, up: Value, activation: Activation) -> Value:

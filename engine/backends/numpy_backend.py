@@ -91,8 +91,7 @@ class NumpyModel:
                     values[out.id] = self._embed(table, batch.tokens)
                 case RmsNorm(out, x, weight, epsilon):
                     v = values[x.id]
-                    scale = 1.0 / np.sqrt(np.mean(v * v, axis=1, keepdims=True, dtype=np.float32) + np.float32(epsilon))
-                    values[out.id] = v * scale * self._vector(weight)
+                    values[out.id] = _rms_norm(v, epsilon) * self._vector(weight)
                 case Linear(out, x, weight, bias):
                     values[out.id] = self._linear(values[x.id], weight)
                     if bias is not None:
@@ -132,7 +131,7 @@ class NumpyModel:
     def _embed(self, table: Weight, tokens: NDArray[np.int32]) -> Array:
         kept = self._kept.get(table.name)
         if kept is not None:
-            return kept[tokens]
+            return np.take(kept, tokens, axis=0)
         return dequantize(self._file.tensors[table.name].type, self._file.data(table.name)[tokens])
 
     def _linear(self, x: Array, weight: Weight) -> Array:
@@ -171,16 +170,21 @@ class NumpyModel:
 
 def _multiply(x: Array, weight: Array) -> Array:
     """x @ weight.T; one row goes as matrix-vector, which BLAS does faster that way round."""
-    if len(x) == 1:
-        return (weight @ x[0])[None, :]
-    return x @ weight.T
+    product: Array = (weight @ x[0])[None, :] if len(x) == 1 else x @ weight.T
+    return product
+
+
+def _rms_norm(x: Array, epsilon: float) -> Array:
+    normed: Array = x / np.sqrt(np.mean(x * x, axis=1, keepdims=True) + np.float32(epsilon))
+    return normed
 
 
 def _activate(activation: Activation, x: Array) -> Array:
     match activation:
         case Activation.SILU:
             with np.errstate(over="ignore"):
-                return x / (1.0 + np.exp(-x))
+                activated: Array = x / (np.float32(1.0) + np.exp(-x))
+                return activated
 
 
 def _rotate(x: Array, rope: Rope, table: Array) -> Array:

@@ -29,6 +29,4 @@ def load(
     """Puts a model onto an OpenCL device. Raises DeviceError and UnsupportedModelError."""
     from engine.backends.opencl.model import OpenCLModel
 
-    return OpenCLModel(
-        file, graph, device=device, n_blocks=n_blocks, progress=progress, cancelled=cancelled
-    )
+    return OpenCLModel(file, graph, device=device, n_blocks=n_blocks, progress=progress, cancelled=cancelled)

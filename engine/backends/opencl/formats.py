@@ -85,7 +85,10 @@ def type_definitions(name: str) -> str:
         load16, load1 = {
             "F32": (f"vload16(0, {p})", f"*({p})"),
             "F16": ("load_half16(p)", "load_half(p)"),
-            "BF16": (f"__builtin_astype(__builtin_convertvector(vload16(0, {p}), uint16) << 16, float16)", "load_bf16(p)"),
+            "BF16": (
+                f"__builtin_astype(__builtin_convertvector(vload16(0, {p}), uint16) << 16, float16)",
+                "load_bf16(p)",
+            ),
         }[name]
         lines += [
             f"#define ELEMENT {'uint' if f.element_bytes == 4 else 'ushort'}",
@@ -107,10 +110,35 @@ def type_definitions(name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-_MACROS = (
-    "T BITS SUPER SUB SCALES OFFSET SOURCE_BYTES BLOCK_BYTES N_SUB RECORD_BYTES UNPACK UNPACK_BASE UNPACK_TOP WORDS16 "
-    "HAS_MINIMUM WORD_OF_LANE S_D S_DM S_K S_KM S_K4M S_D32 ELEMENT ELEMENT_BYTES LOAD16 LOAD1"
-).split()
+_MACROS = [
+    "T",
+    "BITS",
+    "SUPER",
+    "SUB",
+    "SCALES",
+    "OFFSET",
+    "SOURCE_BYTES",
+    "BLOCK_BYTES",
+    "N_SUB",
+    "RECORD_BYTES",
+    "UNPACK",
+    "UNPACK_BASE",
+    "UNPACK_TOP",
+    "WORDS16",
+    "HAS_MINIMUM",
+    "HALF_BYTES",
+    "WORD_OF_LANE",
+    "S_D",
+    "S_DM",
+    "S_K",
+    "S_KM",
+    "S_K4M",
+    "S_D32",
+    "ELEMENT",
+    "ELEMENT_BYTES",
+    "LOAD16",
+    "LOAD1",
+]
 
 
 def type_undefinitions(name: str) -> str:

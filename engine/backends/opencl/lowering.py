@@ -6,10 +6,10 @@ embedding with writing keys and values. Products that read the same rows (Q, K, 
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from engine.errors import UnsupportedModelError
 from engine.graph import (
     Add,
     Attention,
@@ -141,6 +141,11 @@ class _Lowering:
             case Add(out, a, b):
                 places = (self.floats[a.id], self.floats[b.id], self._float(out))
                 self._emit(Step("add", places, on_logits, k=out.width))
+            case _:
+                raise UnsupportedModelError(
+                    f"This model needs the operation {type(op).__name__}, for which Realm has no OpenCL kernel yet.",
+                    "Choose the device numpy.",
+                )
 
     def _emit(self, step: Step) -> None:
         last = self.phases[-1] if self.phases else []
@@ -152,9 +157,7 @@ class _Lowering:
     def _float(self, value: Value) -> Buffer:
         return self.floats.setdefault(value.id, Buffer(4 * value.width))
 
-    def _prepare(
-        self, out: Value, x: Value, second: Place, how: int, on_logits: bool, epsilon: float = 0.0
-    ) -> None:
+    def _prepare(self, out: Value, x: Value, second: Place, how: int, on_logits: bool, epsilon: float = 0.0) -> None:
         forms = {self._form(user) for user in self.users.get(out.id, [])}
         quantised = self.quantised.setdefault(out.id, Buffer(prepared_bytes(out.width))) if "int8" in forms else None
         plain = self._float(out) if forms != {"int8"} else None
@@ -268,10 +271,3 @@ def _inputs(op: Operation) -> list[Value]:
         case Gate(gate=a, up=b) | Add(a=a, b=b):
             return [a, b]
     return []
-
-
-def count_kinds(program: Program) -> Counter[str]:
-    """How many operations of each kind a step runs, and how many phases."""
-    counts = Counter(step.kind for phase in program.phases for step in phase)
-    counts["phases"] = len(program.phases)
-    return counts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,8 +12,8 @@ from numpy.typing import NDArray
 
 from engine.api import DeviceInfo
 from engine.backends.opencl.formats import FORMATS
-from engine.backends.opencl.lowering import Buffer, Cache, Program, Step, heads_per_tile, lower
-from engine.backends.opencl.platforms import Device, devices
+from engine.backends.opencl.lowering import Buffer, Cache, Step, heads_per_tile, lower
+from engine.backends.opencl.platforms import devices
 from engine.backends.opencl.source import step_source
 from engine.backends.opencl.weights import DeviceWeights
 from engine.batch import KV_BLOCK, Batch, MemoryUse, Progress, split_logit_rows
@@ -33,14 +34,12 @@ PARTIAL_SLOTS = 512
 
 KINDS = {"embed": 0, "prepare": 1, "matmul": 2, "store_kv": 3, "attend": 4, "combine": 5, "add": 6}
 
+OP_INTEGERS = (
+    "kind", "type", "logit_rows", "n", "k", "chunk", "heads", "kv_heads", "head_width", "how", "table", "stride",
+)  # fmt: skip
 OP = np.dtype(
     [
-        *[
-            (name, np.int32)
-            for name in (
-                "kind type logit_rows n k chunk heads kv_heads head_width how table stride".split()
-            )
-        ],
+        *[(name, np.int32) for name in OP_INTEGERS],
         ("epsilon", np.float32),
         ("scale", np.float32),
         ("unused", np.int32, 2),
@@ -196,7 +195,7 @@ class OpenCLModel:
                 length = positions[last - 1] + 1
                 splits = min(MAX_SPLITS, -(-length // SPLIT_KEYS)) if end - start == 1 else 1
                 if splits > 1 and slots + splits <= PARTIAL_SLOTS:
-                    step = -(-(-(-length // splits)) // KV_BLOCK) * KV_BLOCK
+                    step = math.ceil(length / splits / KV_BLOCK) * KV_BLOCK
                     cuts = range(0, length, step)
                     combines.append((first, slots, len(cuts)))
                     for cut in cuts:
@@ -242,9 +241,7 @@ class OpenCLModel:
         self._logits = np.empty((MAX_LOGIT_ROWS, self.n_vocab), np.float32)
         rope_words = sum(rope.n_rotated for rope in self._program.ropes) * MAX_ROWS
         # a row's own words, its tiles (a split row has up to MAX_SPLITS), and its block table
-        self._in_words = (
-            HEADER_WORDS + MAX_ROWS * (4 + 6 + 3) + 6 * PARTIAL_SLOTS + MAX_ROWS * n_blocks + rope_words
-        )
+        self._in_words = HEADER_WORDS + MAX_ROWS * (4 + 6 + 3) + 6 * PARTIAL_SLOTS + MAX_ROWS * n_blocks + rope_words
         self._in = allocate(4 * self._in_words)
         self._input = np.zeros(self._in_words, np.int32)
 
@@ -255,9 +252,7 @@ class OpenCLModel:
         queue, context = self._on.queue, self._on.context
         weight_bases = [self._address(b) for b in self._weights.buffers]
         cache_bases = {key: self._address(b) for key, b in self._caches.items()}
-        partials, scratch, logits = (
-            self._address(b) for b in (self._partials, self._scratch, self._logits_buffer)
-        )
+        partials, scratch, logits = (self._address(b) for b in (self._partials, self._scratch, self._logits_buffer))
 
         def pointer(place: Any) -> int:
             if place is None:
@@ -313,7 +308,7 @@ class OpenCLModel:
         temporary = None
         if size < at_least:
             temporary = cl.Buffer(self._on.context, cl.mem_flags.READ_WRITE, at_least)
-            cl.enqueue_fill_buffer(self._on.queue, temporary, np.int32(1), 0, at_least)
+            cl.enqueue_fill_buffer(self._on.queue, temporary, np.ones(1, np.int32), 0, at_least)
             source, size = temporary, at_least
         groups = 4 * self._on.workers
         out = cl.Buffer(self._on.context, cl.mem_flags.WRITE_ONLY, 64 * groups)

@@ -98,7 +98,9 @@ class Device:
         """What a waiting work-group does between two looks."""
         import platform
 
-        return "__builtin_ia32_pause()" if platform.machine() in ("x86_64", "AMD64") else "mem_fence(CLK_GLOBAL_MEM_FENCE)"
+        return (
+            "__builtin_ia32_pause()" if platform.machine() in ("x86_64", "AMD64") else "mem_fence(CLK_GLOBAL_MEM_FENCE)"
+        )
 
     def build(self, source: str) -> Any:
         """Compiles a program; raises DeviceError with the first lines of the compiler's complaint."""
@@ -106,7 +108,7 @@ class Device:
 
         try:
             # PoCL and GPU drivers cache binaries themselves; pyopencl's own cache does not see a changed processor
-            return cl.Program(self.context, source).build(self.options, cache_dir=False)
+            return cl.Program(self.context, source).build(self.options, cache_dir=False)  # type: ignore[arg-type]
         except cl.Error as error:
             raise DeviceError(
                 f"The kernels do not compile on {self.handle.name.strip()}: {_first_lines(error)}",
@@ -121,7 +123,10 @@ class Device:
         halves = np.linspace(-3, 3, 16, dtype=np.float32).astype(np.float16).astype(np.float32)
         out = np.zeros(16, np.int32)
         try:
-            program = cl.Program(self.context, read("common.cl") + _PROBE).build(list(options), cache_dir=False)
+            program = cl.Program(self.context, read("common.cl") + _PROBE).build(
+                list(options),
+                cache_dir=False,  # type: ignore[arg-type]
+            )
             kernel = cl.Kernel(program, "probe")
             flags = cl.mem_flags.READ_WRITE | cl.mem_flags.COPY_HOST_PTR
             buffers = [
@@ -169,7 +174,8 @@ def describe(device: Device) -> DeviceInfo:
 
     handle = device.handle
     kind = "gpu" if handle.type & cl.device_type.GPU else "cpu" if device.is_cpu else "accelerator"
-    problem, variants = "", ()
+    problem = ""
+    variants: tuple[str, ...] = ()
     try:
         variants = tuple(v.name for v in device.variants)
     except DeviceError as error:

@@ -35,9 +35,13 @@ def step_source(names: Iterable[str], relax: str) -> str:
             read("matmul_rows.cl"),
             type_undefinitions(name),
         ]
+
+    def stride(name: str) -> str:
+        return "(long)k * 4" if FORMATS[name].is_float else "prepared_bytes(k)"
+
     multiply = "".join(
-        f"    case {i}: matmul_rows_{name}(w, first, last, n, k, x, "
-        f"{'(long)k * 4' if FORMATS[name].is_float else 'prepared_bytes(k)'}, rows, out, stride, bias, residual); break;\n"
+        f"    case {i}: matmul_rows_{name}(w, first, last, n, k, x, {stride(name)}, rows, out, stride, bias, residual);"
+        " break;\n"
         for i, name in enumerate(names)
     )
     embed = "".join(f"    case {i}: expand_row_{name}(w, row, k, out); break;\n" for i, name in enumerate(names))
