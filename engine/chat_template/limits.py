@@ -12,10 +12,10 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 from jinja2 import nodes
-from jinja2.runtime import Namespace
+from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 from engine.errors import TemplateError
@@ -163,7 +163,7 @@ class Meter:
             if name == "replace":
                 self.replaced(owner, *args[:2])
             elif name == "expandtabs":
-                self.replaced(owner, owner[:0] + type(owner)(), " " * int(args[0]))
+                self.room_for(len(owner) * (1 + int(args[0])))
             elif name == "translate":
                 raise TemplateError("The chat template calls translate, which is not allowed.")
         return args
@@ -225,14 +225,15 @@ class Metering(NodeTransformer):
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         self.generic_visit(node)
-        node.iter = _through("metered_iterate", node.iter)
+        node.iter = _through("metered_iterate", cast(nodes.Expr, node.iter))
         return node
 
     def visit_Output(self, node: nodes.Output) -> nodes.Node:
         self.generic_visit(node)
         node.nodes = [
             _through(
-                "metered_emit", nodes.Const(part.data, lineno=part.lineno) if isinstance(part, nodes.TemplateData) else part
+                "metered_emit",
+                nodes.Const(part.data, lineno=part.lineno) if isinstance(part, nodes.TemplateData) else part,
             )
             for part in node.nodes
         ]

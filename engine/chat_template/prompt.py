@@ -70,7 +70,9 @@ class Guards:
         Templates compare roles and spell control tokens with them ("<|" + role + "|>").
         """
         return {
-            key: value if key == "role" and isinstance(value, str) and _PLAIN_ROLE.fullmatch(value) else self.value(value)
+            key: value
+            if key == "role" and isinstance(value, str) and _PLAIN_ROLE.fullmatch(value)
+            else self.value(value)
             for key, value in message.items()
         }
 

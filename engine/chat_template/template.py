@@ -240,6 +240,6 @@ def _tojson(
 
 
 def _describe(error: BaseException) -> str:
-    text = str(error).strip().rstrip(".")
+    text = str(getattr(error, "message", None) or error).strip().rstrip(".")
     line = getattr(error, "lineno", None)
     return f"{text or type(error).__name__}" + (f" (line {line})" if line else "")

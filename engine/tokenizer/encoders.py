@@ -15,7 +15,8 @@ import numpy as np
 
 from engine.tokenizer.merging import merge
 from engine.tokenizer.pretokenizer import Pretokenizer
-from engine.tokenizer.vocabulary import Attr, Vocabulary
+from engine.tokenizer.unigram import UnigramEncoder
+from engine.tokenizer.vocabulary import Vocabulary
 
 SPACE = "\u2581"  # how SentencePiece writes a space
 _CACHED_WORDS = 1 << 16
@@ -50,12 +51,15 @@ class BpeEncoder:
     """Byte-pair merges within words; byte-level (GPT-2), or over UTF-8 with byte tokens for the rest (Gemma 4)."""
 
     def __init__(self, vocabulary: Vocabulary, pretokenizer: Pretokenizer) -> None:
-        self._ids = vocabulary.ids
+        self._vocabulary = vocabulary
         self._merges = vocabulary.merges
         self._pretokenizer = pretokenizer
-        self._unknown = vocabulary.special.get("unk")
         self._bytes = byte_token_ids(vocabulary.ids)
         self._cache: dict[str, list[int]] = {}
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        return self._vocabulary.plain_ids()
 
     @cached_property
     def _ranks(self) -> dict[str, int]:
@@ -114,22 +118,25 @@ class SentencePieceEncoder:
     """SentencePiece BPE: the adjacent pair whose joint token scores best merges first; the rest becomes byte tokens."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        self._ids = vocabulary.ids
-        self._tokens = vocabulary.tokens
-        self._scores = vocabulary.scores
+        self._vocabulary = vocabulary
         self._unknown = vocabulary.special.get("unk")
         self._bytes = byte_token_ids(vocabulary.ids)
         self._cache: dict[str, list[int]] = {}
 
     @cached_property
+    def _ids(self) -> dict[str, int]:
+        return self._vocabulary.plain_ids()
+
+    @cached_property
     def _ranks(self) -> dict[str, int]:
-        assert self._scores is not None
-        _, ranks = np.unique(-np.nan_to_num(self._scores[list(self._ids.values())]), return_inverse=True)
+        scores = self._vocabulary.scores
+        assert scores is not None
+        _, ranks = np.unique(-np.nan_to_num(scores[list(self._ids.values())]), return_inverse=True)
         return dict(zip(self._ids, ranks.tolist(), strict=True))
 
     @cached_property
     def _joins(self) -> _WordJoins:
-        return _WordJoins(self._tokens, "")
+        return _WordJoins(self._vocabulary.tokens, "")
 
     def encode(self, text: str) -> list[int]:
         cache = self._cache
@@ -185,7 +192,7 @@ class WordPieceEncoder:
     """BERT's WordPiece: words by white space and punctuation, then the longest token that fits, left to right."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        self._ids = vocabulary.ids
+        self._ids = vocabulary.plain_ids()
         self._longest = max(len(text) for text in vocabulary.tokens)
         self._unknown = vocabulary.special.get("unk")
         self._lowercase = vocabulary.lowercase
@@ -258,10 +265,5 @@ def make_encoder(vocabulary: Vocabulary) -> Encoder:
     if vocabulary.model == "bert":
         return WordPieceEncoder(vocabulary)
     if vocabulary.model == "t5":
-        from engine.tokenizer.unigram import UnigramEncoder
-
         return UnigramEncoder(vocabulary)
     return SentencePieceEncoder(vocabulary)
-
-
-__all__ = ["BYTE_OF_CHAR", "SPACE", "Attr", "Encoder", "make_encoder"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from heapq import heapify, heappop, heappush
+from itertools import pairwise
 
 _SHORT = 24  # below this many symbols, looking at every pair again is faster than a heap
 _NONE = 1 << 62
@@ -43,7 +44,7 @@ def _merge_long(symbols: Sequence[str], ranks: Mapping[str, int], joint: str) ->
     rank_of = ranks.get
     shift = n.bit_length()
     mask = (1 << shift) - 1
-    current = [rank_of(a + joint + b, _NONE) for a, b in zip(parts, parts[1:], strict=False)]  # of (i, after[i])
+    current = [rank_of(a + joint + b, _NONE) for a, b in pairwise(parts)]  # of (i, after[i])
     current.append(_NONE)
     heap = [(rank << shift) | i for i, rank in enumerate(current) if rank != _NONE]
     heapify(heap)

@@ -13,10 +13,13 @@ from functools import cached_property, partial
 
 import regex
 
+from engine.tokenizer.later_characters import LATER_CHARACTERS
+
 # Non-ASCII white space reads as a vertical tab, so that \s can mean ASCII white space (without U+001C..U+001F, which
 # Python's own \s would include). Positions do not move.
 _WIDE_SPACE = regex.compile("[\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]")
-_ASCII_WORD = regex.compile("[A-Za-z0-9_]")
+# U+FFFF is no character of any kind.
+_LATER = regex.compile(LATER_CHARACTERS)
 
 
 @dataclass(frozen=True)
@@ -24,15 +27,12 @@ class GroupedDigits:
     """A stage that cuts runs of digits into threes from the right. (A lookahead would take quadratic time.)"""
 
     run: str
-    before_word: bool = True  # also where a letter follows the run
 
     def cut(self, text: str, start: int, end: int) -> list[int]:
         ends: list[int] = []
         last = start
         for match in regex.finditer(self.run, text, pos=start, endpos=end):
             first, stop = match.span()
-            if not self.before_word and _ASCII_WORD.match(text, stop, end):
-                continue
             if first > last:
                 ends.append(first)
             odd = (stop - first) % 3
@@ -64,7 +64,7 @@ class Pretokenizer:
 
     def split(self, text: str) -> list[str]:
         """Cuts `text`; the pieces joined are the text again."""
-        mapped = _WIDE_SPACE.sub("\v", text) if not text.isascii() else text
+        mapped = text if text.isascii() else _LATER.sub("\uffff", _WIDE_SPACE.sub("\v", text))
         first, *others = self._cutters
         cuts = first(mapped, 0, len(mapped))
         for cut in others:
@@ -145,12 +145,10 @@ _UPPER, _LOWER = r"(?:(?=\p{L})[^a-z])", r"(?:(?=\p{L})[^A-Z])"
 _UPPER_MARKS, _LOWER_MARKS = r"(?:(?=[\p{L}\p{M}])[^a-z])", r"(?:(?=[\p{L}\p{M}])[^A-Z])"
 _ANY_CASE = r"[\p{L}\p{M}]"
 _TAIL = f"(?:{_CONTRACTION})?"
-# "~" is a symbol in Unicode, but not one in the reference's table.
-_SYMBOL = r"\p{Sc}\p{Sk}\p{So}[\p{Sm}--[~]]"
 _ASCII_PUNCTUATION = r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]"""
 _DEEPSEEK3 = (
-    rf"{_ASCII_PUNCTUATION}[A-Za-z]+|[^\r\n\p{{L}}\p{{P}}{_SYMBOL}]?[\p{{L}}\p{{M}}]+"
-    rf"| ?[\p{{P}}{_SYMBOL}]+[\r\n]*|{_SPACES}"
+    rf"{_ASCII_PUNCTUATION}[A-Za-z]+|[^\r\n\p{{L}}\p{{P}}\p{{S}}]?[\p{{L}}\p{{M}}]+"
+    rf"| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_SPACES}"
 )
 _LATIN_GREEK_CYRILLIC = (
     "A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af\u0370-\u0373\u0376"
@@ -256,7 +254,7 @@ PRETOKENIZERS: dict[str, Pretokenizer] = {
     **dict.fromkeys(
         ("tiny_aya", "cohere2moe"),
         Pretokenizer(
-            (GroupedDigits("[0-9]+", before_word=False), _cased(_ANY_CASE, _ANY_CASE, _TAIL, r"\p{N}{1,3}")),
+            (GroupedDigits("[0-9]+"), _cased(_ANY_CASE, _ANY_CASE, _TAIL, r"\p{N}{1,3}")),
             clean_spaces=False,
         ),
     ),

@@ -66,11 +66,9 @@ class Tokenizer:
     def control_texts(self) -> frozenset[str]:
         """The texts of the tokens that only a template may turn into tokens."""
         tokens = self._vocabulary.tokens
-        return frozenset(tokens[token] for token in self._vocabulary.protected.nonzero()[0])
+        return frozenset(tokens[token] for token in self._vocabulary.protected.nonzero()[0].tolist())
 
-    def encode(
-        self, text: str, *, add_special: bool = True, parse_special: bool = False, guard: str = ""
-    ) -> list[int]:
+    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False, guard: str = "") -> list[int]:
         """Turns text into token ids.
 
         add_special: add BOS and EOS as the model asks for.
@@ -111,7 +109,9 @@ class Tokenizer:
             elif plain.endswith(guard) and len(text := self.token_text(piece)) == 1:
                 plain += text  # too short for a guard inside
             else:
-                out.extend(self._unprotected.split(plain.replace(guard, "")) if guard in plain else [plain][: bool(plain)])
+                out.extend(
+                    self._unprotected.split(plain.replace(guard, "")) if guard in plain else [plain][: bool(plain)]
+                )
                 plain = ""
                 out.append(piece)
         out.extend(self._unprotected.split(plain.replace(guard, "")) if guard in plain else [plain][: bool(plain)])

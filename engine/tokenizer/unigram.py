@@ -23,7 +23,7 @@ class UnigramEncoder:
 
     @cached_property
     def _pieces(self) -> tuple[Mapping[str, tuple[int, float]], int, float]:
-        """Score and id of each token that may be chosen, the longest one's length, the score of an unknown character."""
+        """Id and score of each token that may be chosen, their greatest length, the score of an unknown character."""
         vocabulary = self._vocabulary
         assert vocabulary.scores is not None
         usable = Attr.NORMAL | Attr.USER_DEFINED | Attr.UNUSED

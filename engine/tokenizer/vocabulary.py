@@ -137,6 +137,13 @@ class Vocabulary:
     precompiled_charsmap: bytes
     warnings: tuple[str, ...]
 
+    def plain_ids(self) -> dict[str, int]:
+        """The id of each token that plain text may become: SentencePiece never merges text into a control token."""
+        ids = dict(self.ids)
+        for token in np.flatnonzero(self.protected).tolist():
+            ids.pop(self.tokens[token], None)
+        return ids
+
     def special_tokens(self, *, control: bool) -> list[int]:
         """Ids of the tokens that are found in text before anything else; with `control`, the hidden ones too."""
         wanted = Attr.CONTROL | Attr.USER_DEFINED | Attr.UNKNOWN
