@@ -225,7 +225,7 @@ class Metering(NodeTransformer):
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         self.generic_visit(node)
-        node.iter = _through("metered_iterate", cast(nodes.Expr, node.iter))
+        node.iter = _through("metered_iterate", cast("nodes.Expr", node.iter))
         return node
 
     def visit_Output(self, node: nodes.Output) -> nodes.Node:

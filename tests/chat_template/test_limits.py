@@ -71,26 +71,24 @@ DEEP = {
 }
 
 
-def stopped(source: str, message: str) -> None:
-    start = time.perf_counter()
-    with pytest.raises(TemplateError, match=message):
-        ChatTemplate(source, max_seconds=0.3).render(HELLO)
-    assert time.perf_counter() - start < 4  # 0.3 s and one step, on a busy machine
-
-
 @pytest.mark.parametrize("name", RUN_LONG)
 def test_time(name: str) -> None:
-    stopped(RUN_LONG[name], "ran longer than 0.3 seconds")
+    start = time.perf_counter()
+    with pytest.raises(TemplateError, match=r"ran longer than 0\.3 seconds"):
+        ChatTemplate(RUN_LONG[name], max_seconds=0.3).render(HELLO)
+    assert time.perf_counter() - start < 5  # 0.3 s and one step, on a busy machine
 
 
 @pytest.mark.parametrize("name", WRITE_MUCH)
 def test_output(name: str) -> None:
-    stopped(WRITE_MUCH[name], "wrote more than 4000000 characters")
+    with pytest.raises(TemplateError, match="wrote more than 4000000 characters"):
+        ChatTemplate(WRITE_MUCH[name], max_seconds=60).render(HELLO)
 
 
 @pytest.mark.parametrize("name", DEEP)
 def test_depth(name: str) -> None:
-    stopped(DEEP[name], "calls itself too deeply")
+    with pytest.raises(TemplateError, match="calls itself too deeply"):
+        ChatTemplate(DEEP[name], max_seconds=60).render(HELLO)
 
 
 @pytest.mark.parametrize("name", BUILD_MUCH)
