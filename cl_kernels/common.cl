@@ -57,15 +57,24 @@ static inline __attribute__((always_inline)) float16 to_float(int16 x)
     return __builtin_convertvector(x, float16);
 }
 
+// One load instruction each; PoCL makes several of vload16.
+typedef float float16_unaligned __attribute__((ext_vector_type(16), aligned(4)));
+typedef short short16_unaligned __attribute__((ext_vector_type(16), aligned(2)));
+
 static inline __attribute__((always_inline)) float16 load16(const __global float *p)
 {
-    return vload16(0, p);
+    return *(const __global float16_unaligned *)p;
+}
+
+static inline __attribute__((always_inline)) short16 load_short16(const __global void *p)
+{
+    return *(const __global short16_unaligned *)p;
 }
 
 static inline __attribute__((always_inline)) float16 load_half16(const __global void *p)
 {
 #if defined(REALM_F16_AVX512)
-    const v16half h = __builtin_astype(vload16(0, (const __global short *)p), v16half);
+    const v16half h = __builtin_astype(load_short16(p), v16half);
     return __builtin_astype(__builtin_ia32_vcvtph2ps512_mask(h, __builtin_astype((float16)(0.0f), v16sf), (ushort)0xffff, 4), float16);
 #elif defined(REALM_F16_F16C)
     const __global short *s = (const __global short *)p;

@@ -47,34 +47,34 @@
     }
 #if BITS == 8
 #define UNPACK_BASE(p, w, V)                                                                                           \
-    for (int i = 0; i < 8; i++)                                                                                        \
+    _Pragma("unroll") for (int i = 0; i < 8; i++)                                                                      \
         w[i] = V(p, i);
 #elif BITS >= 4
 #define UNPACK_BASE(p, w, V)                                                                                           \
-    for (int i = 0; i < 4; i++) {                                                                                      \
+    _Pragma("unroll") for (int i = 0; i < 4; i++) {                                                                    \
         w[i] = V(p, i) & 0x0f0f0f0f;                                                                                   \
         w[i + 4] = (V(p, i) >> 4) & 0x0f0f0f0f;                                                                        \
     }
 #else
 #define UNPACK_BASE(p, w, V)                                                                                           \
-    for (int i = 0; i < 4; i++) {                                                                                      \
+    _Pragma("unroll") for (int i = 0; i < 4; i++) {                                                                    \
         w[i] = (V(p, 0) >> (2 * i)) & 0x03030303;                                                                      \
         w[i + 4] = (V(p, 1) >> (2 * i)) & 0x03030303;                                                                  \
     }
 #endif
 #if BITS == 5
 #define UNPACK_TOP(p, w, V)                                                                                            \
-    for (int i = 0; i < 8; i++)                                                                                        \
+    _Pragma("unroll") for (int i = 0; i < 8; i++)                                                                      \
         w[i] |= ((V(p, 4) >> i) & 0x01010101) << 4;
 #elif BITS == 6
 #define UNPACK_TOP(p, w, V)                                                                                            \
-    for (int i = 0; i < 4; i++) {                                                                                      \
+    _Pragma("unroll") for (int i = 0; i < 4; i++) {                                                                    \
         w[i] |= ((V(p, 4) >> (2 * i)) & 0x03030303) << 4;                                                              \
         w[i + 4] |= ((V(p, 5) >> (2 * i)) & 0x03030303) << 4;                                                          \
     }
 #elif BITS == 3
 #define UNPACK_TOP(p, w, V)                                                                                            \
-    for (int i = 0; i < 8; i++)                                                                                        \
+    _Pragma("unroll") for (int i = 0; i < 8; i++)                                                                      \
         w[i] |= ((V(p, 2) >> i) & 0x01010101) << 2;
 #else
 #define UNPACK_TOP(p, w, V)
