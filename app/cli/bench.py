@@ -145,7 +145,7 @@ def _text(answer: dict[str, Any]) -> str:
         (
             f"{answer['model']} "
             f"({answer['architecture']}, {answer['quantisation']}, {bytes_text(answer['file_bytes'])})",
-            f"on {answer['device']}: {answer['device_name']}{variant}",
+            f"on {answer['device_name']} ({answer['device']}){variant}",
             f"prefill  {_rates(answer, 'prefill')}  {answer['n_prompt']} tokens, first token after "
             f"{answer['time_to_first_token_s']:.2f} s; bare steps {answer['model_prefill_tokens_per_s']:.1f}",
             f"decode   {_rates(answer, 'decode')}  {answer['n_decode']} tokens, {answer['decode_gb_per_s']:.1f} GB/s"

@@ -54,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as exit_:  # argparse: usage, --help, --version
         return exit_.code if isinstance(exit_.code, int) else USAGE
     except KeyboardInterrupt:
+        if sys.stderr.isatty():
+            print(file=sys.stderr)  # the shell's prompt begins on a line of its own
         return INTERRUPTED
     except BrokenPipeError:
         _drop_stdout()
