@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-from engine.chat_template.template import ChatTemplate
+from engine.chat_template.template import ChatTemplate, check_messages
 from engine.tokenizer import Tokenizer
 
 _PLAIN_ROLE = re.compile(r"[A-Za-z0-9_-]*")
@@ -34,7 +36,8 @@ def render_chat_tokens(
 
     Raises TemplateError as `ChatTemplate.render` does.
     """
-    used = set().union(template.source, *_texts([list(messages), extra]), *tokenizer.control_texts)
+    check_messages(messages)
+    used = set().union(template.source, *_texts([list(messages), extra])) | _marks(tokenizer.control_texts).characters
     guard = next(char for char in map(chr, _PRIVATE_USE) if char not in used)
     guarded = Guards(tokenizer.control_texts, template.literals, guard)
     text = template.render(
@@ -56,12 +59,9 @@ class Guards:
     of the text and around every literal of the template in it, if what stands there begins or ends a control token.
     """
 
-    def __init__(self, control_texts: Iterable[str], literals: Iterable[str], guard: str) -> None:
-        texts = [text for text in control_texts if text]
+    def __init__(self, control_texts: frozenset[str], literals: Iterable[str], guard: str) -> None:
         self._guard = guard
-        self._begins = _beginnings(texts)
-        self._ends = _beginnings([text[::-1] for text in texts])
-        self._whole = frozenset(texts)
+        self._marks = _marks(control_texts)
         self._literals = [literal for literal in literals if literal]
 
     def message(self, message: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,12 +92,12 @@ class Guards:
         for literal in self._literals:
             for at in _occurrences(text, literal):
                 cuts.update((at, at + len(literal)))
-        for start, end in self._begins(text):
+        for start, end in self._marks.begins(text):
             places.update(cuts.intersection(range(start + 1, end + 1)))
             for stop in range(start + 1, end + 1):
-                if text[start:stop] in self._whole:
+                if text[start:stop] in self._marks.whole:
                     places.add(start + 1 if stop - start > 1 else start)  # before a token of one character
-        for start, end in self._ends(text[::-1]):
+        for start, end in self._marks.ends(text[::-1]):
             places.update(cuts.intersection(range(n - end, n - start)))
         if not places:
             return text
@@ -107,6 +107,27 @@ class Guards:
             pieces.append(text[at:place])
             at = place
         return self._guard.join([*pieces, text[at:]])
+
+
+@dataclass(frozen=True)
+class _Marks:
+    """The control tokens' texts, ready to be looked for. `ends` reads both them and the text backwards."""
+
+    whole: frozenset[str]
+    characters: frozenset[str]
+    begins: Callable[[str], Iterator[tuple[int, int]]]
+    ends: Callable[[str], Iterator[tuple[int, int]]]
+
+
+@lru_cache(maxsize=4)  # some vocabularies have thousands
+def _marks(control_texts: frozenset[str]) -> _Marks:
+    texts = [text for text in control_texts if text]
+    return _Marks(
+        whole=frozenset(texts),
+        characters=frozenset("".join(texts)),
+        begins=_beginnings(texts),
+        ends=_beginnings([text[::-1] for text in texts]),
+    )
 
 
 def _beginnings(texts: Sequence[str]) -> Callable[[str], Iterator[tuple[int, int]]]:

@@ -99,6 +99,7 @@ class ChatTemplate:
 
         Raises TemplateError when the template refuses the messages, fails on them, or passes a limit.
         """
+        check_messages(messages)
         variables: dict[str, Any] = {
             "messages": [dict(message) for message in messages],
             "add_generation_prompt": add_generation_prompt,
@@ -130,6 +131,16 @@ class ChatTemplate:
         finally:
             _METER.reset(before)
         return "".join(pieces)
+
+
+def check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
+    """Raises TemplateError unless every message has named fields, as templates expect."""
+    for number, message in enumerate(messages, start=1):
+        if not isinstance(message, Mapping):
+            raise TemplateError(
+                f"Message {number} is {type(message).__name__}, but must be an object such as "
+                '{"role": "user", "content": "..."}.'
+            )
 
 
 _METER: ContextVar[Meter] = ContextVar("template_meter")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from engine.chat_template import PLAIN_CHAT_TEMPLATE, ChatTemplate
+from engine.chat_template import PLAIN_CHAT_TEMPLATE, ChatTemplate, render_chat_tokens
 from engine.errors import TemplateError
 from tests.tokenizer.vocabularies import FakeFile, bpe_metadata, tokenizer_of
 
@@ -62,6 +62,14 @@ def test_failures_are_template_errors(source: str, message: str) -> None:
 def test_a_template_that_is_no_jinja_cannot_be_read(source: str) -> None:
     with pytest.raises(TemplateError, match="cannot be read"):
         ChatTemplate(source)
+
+
+def test_messages_must_have_fields() -> None:
+    messages: Any = [*HELLO, "Hello"]
+    with pytest.raises(TemplateError, match="Message 2 is str"):
+        ChatTemplate("x").render(messages)
+    with pytest.raises(TemplateError, match="Message 2 is str"):
+        render_chat_tokens(ChatTemplate("x"), tokenizer_of(bpe_metadata()), messages)
 
 
 def test_from_a_file() -> None:
