@@ -175,10 +175,10 @@ class CodeBlock(BlockWidget):
             line += 1
 
     def _publish_colors(self, partial: bool) -> None:
-        done = dict(self._pending)
+        done = {line: list(colors) for line, colors in self._pending.items()}
         if partial and done:
-            newest = max(done)
-            self._pending = {newest: done[newest]}
+            newest = max(done)  # its tokens may go on
+            self._pending = {newest: self._pending[newest]}
         for line, colors in done.items():
             if self._colors.get(line) != colors:
                 self._colors[line] = colors

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from PySide6.QtCore import QEvent, QMimeData, QObject, QSize, Qt, Signal
-from PySide6.QtGui import QKeyEvent, QKeySequence, QResizeEvent, QShortcut
+from PySide6.QtGui import QKeyEvent, QResizeEvent
 from PySide6.QtWidgets import QFrame, QHBoxLayout, QLabel, QPlainTextEdit, QToolButton, QVBoxLayout, QWidget
 
 from app.desktop.icons import icon
@@ -127,9 +127,6 @@ class Composer(QWidget):
         column.addLayout(line)
         self.setFocusProxy(self.text)
 
-        escape = QShortcut(QKeySequence(Qt.Key.Key_Escape), self.text)
-        escape.setContext(Qt.ShortcutContext.WidgetShortcut)
-        escape.activated.connect(self.escape)
         themes.changed.connect(self._dress)
         self._dress()
 

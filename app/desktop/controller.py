@@ -560,10 +560,9 @@ class Controller(QObject):
                 self.window.notices.show_notice("saving", "error", event.sentence, event.hint)
             if session is self.session:
                 self._show_event(session, event)
-        if session is self.session:
-            self._show_streaming()
-        elif not session.pending:
+        if session is not self.session and not session.pending:
             self._close_session(session)
+        self._show_streaming()
         if listed:
             self._refresh_chats()
 

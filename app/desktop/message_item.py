@@ -10,13 +10,16 @@ from PySide6.QtWidgets import QWidget
 from app.desktop.blocks import BlockWidget, RuleBlock, TableBlock, TextBlock, gap_before
 from app.desktop.code_block import HEAD, PAD_Y, CodeBlock
 from app.desktop.markdown import Block, Code, MarkdownDocument, PlainText, Rule, Table, block_text, plain_blocks
-from app.desktop.message_view import ACTION_ROW, BUBBLE_X, BUBBLE_Y, MessageView
+from app.desktop.message_view import ACTION_ROW, BUBBLE_X, BUBBLE_Y, MARGIN, MessageView
 from app.desktop.theme import Themes
 
 PARSE_SLICE = 2500
 """Characters of a stored message that are parsed at a time: a few milliseconds' work."""
 
 MESSAGE_GAP = 14
+OUT_OF_SIGHT = -20_000
+"""Where widgets wait for their place, lest they appear below the mouse for a moment and take it for hovering."""
+
 BUBBLE_SHARE = 0.86
 
 
@@ -198,6 +201,7 @@ class MessageItem:
         before = self.height
         if self.view is None:
             self.view = MessageView(self.themes, parent)
+            self.view.move(0, OUT_OF_SIGHT)
             self.view.show_data(self.data)
             self.view.show()
         index = self.block_at(max(0, top - margin))
@@ -224,11 +228,11 @@ class MessageItem:
         if self.bubble:
             wish = max((widget.natural_width() for widget in self.widgets.values()), default=0)
             self._bubble_width = max(self._bubble_width, min(wish, self.block_width))
-            left = self.width - self._bubble_width - BUBBLE_X
+            left = MARGIN + self.width - self._bubble_width - BUBBLE_X
             width = self._bubble_width
             view.bubble_width = self._bubble_width + 2 * BUBBLE_X
         else:
-            left, width = 0, self.width
+            left, width = MARGIN, self.width
             view.bubble_width = 0
         for index, widget in self.widgets.items():
             height = self.heights[index]
@@ -242,6 +246,7 @@ class MessageItem:
         block = self.blocks[index]
         gap = gap_before(self.blocks[index - 1] if index else None, block)
         widget = _widget_class(block)(block, gap, self.themes, self.view)
+        widget.move(0, OUT_OF_SIGHT)
         widget.show()
         self.widgets[index] = widget
         self._measure(index)

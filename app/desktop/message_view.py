@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 ACTION_ROW = 38
 BUBBLE_X = 16
 BUBBLE_Y = 11
+MARGIN = 8
+"""The view is wider than the column by this on both sides, so that an icon can stand flush with the text."""
 
 
 class ActivityDots(QWidget):
@@ -156,23 +158,23 @@ class MessageView(QWidget):
         y = self._bubble_bottom
         if note_height:
             gap = 8 if content_bottom else 0
-            self.note.setGeometry(0, y + gap, self.width(), note_height - gap)
+            self.note.setGeometry(MARGIN, y + gap, self.width() - 2 * MARGIN, note_height - gap)
             y += note_height
         own = self._role == "user"
         row = y + 5
         if own:
-            x = self.width() - 30 * len(self._buttons)
+            x = self.width() - MARGIN - 30 * len(self._buttons) + 6
         else:
-            x = -6
+            x = MARGIN - 6
         for button in self._buttons.values():
             button.move(x, row)
             x += 30
         if not own:
             self.figures.adjustSize()
             self.figures.move(x + 8, row + (28 - self.figures.height()) // 2)
-        self.dots.move(0, y + 10)
+        self.dots.move(MARGIN, y + 10)
         self.activity.adjustSize()
-        self.activity.move(38, y + 10 + (18 - self.activity.height()) // 2)
+        self.activity.move(MARGIN + 38, y + 10 + (18 - self.activity.height()) // 2)
         self.update()
 
     def enterEvent(self, event: QEnterEvent) -> None:
@@ -196,6 +198,6 @@ class MessageView(QWidget):
         painter.setRenderHint(QPainter.RenderHint.Antialiasing)
         painter.setPen(Qt.PenStyle.NoPen)
         painter.setBrush(self.themes.color("raised"))
-        left = self.width() - self.bubble_width
+        left = self.width() - MARGIN - self.bubble_width
         painter.drawRoundedRect(QRectF(left, 0, self.bubble_width, self._bubble_bottom), 16, 16)
         painter.end()

@@ -166,7 +166,7 @@ class Toast(QFrame):
         row.setSpacing(12)
         self._text = QLabel(self)
         row.addWidget(self._text)
-        self.button = QPushButton(self)
+        self.button = QPushButton("Undo", self)
         self.button.setCursor(Qt.CursorShape.PointingHandCursor)
         self.button.clicked.connect(self._act)
         row.addWidget(self.button)

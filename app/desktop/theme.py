@@ -69,7 +69,7 @@ LIGHT = Theme(
     border_strong="#cfcfc6",
     text="#20231f",
     text_soft="#565b54",
-    text_faint="#6f746c",
+    text_faint="#686d65",
     accent="#2c6e5b",
     accent_hover="#235a4a",
     accent_soft="#e2eee8",
@@ -85,7 +85,7 @@ LIGHT = Theme(
     syntax_keyword="#8a3a94",
     syntax_string="#2f6f3e",
     syntax_number="#a3560a",
-    syntax_comment="#70756d",
+    syntax_comment="#686d65",
     syntax_function="#1f5fa8",
     syntax_type="#8a5a00",
     syntax_operator="#565b54",
@@ -220,13 +220,16 @@ class Themes(QObject):
             self._apply()
 
     def _apply(self) -> None:
-        dark = self._choice == "dark" or (
-            self._choice == "system" and QGuiApplication.styleHints().colorScheme() == Qt.ColorScheme.Dark
-        )
+        dark = self._choice == "dark" or (self._choice == "system" and system_is_dark())
         self.current = DARK if dark else LIGHT
         self._app.setPalette(palette(self.current))
         self._app.setStyleSheet(style_sheet(self.current, self.ui_px, self.small_px))
         self.changed.emit()
+
+
+def system_is_dark() -> bool:
+    """What the desktop prefers; light where it says nothing."""
+    return QGuiApplication.styleHints().colorScheme() == Qt.ColorScheme.Dark
 
 
 def palette(theme: Theme) -> QPalette:

@@ -29,6 +29,7 @@ from app.desktop.blocks import BlockWidget
 from app.desktop.icons import icon
 from app.desktop.markdown import is_safe_link
 from app.desktop.message_item import MessageData, MessageItem
+from app.desktop.message_view import MARGIN
 from app.desktop.selection import Place, TranscriptSelection
 from app.desktop.theme import Themes
 
@@ -209,7 +210,7 @@ class Transcript(QAbstractScrollArea):
             if index in shown:
                 view = item.view
                 assert view is not None
-                view.setGeometry(left, self._tops[index] - scroll, width, item.height)
+                view.setGeometry(left - MARGIN, self._tops[index] - scroll, width + 2 * MARGIN, item.height)
                 item.place_blocks()
                 view.set_latest(index == len(self.items) - 1 and not item.bubble)
             elif item.view is not None:

@@ -160,7 +160,9 @@ class MainWindow(QMainWindow):
             QShortcut(QKeySequence(keys), self).activated.connect(do)
 
     def _escape(self) -> None:
-        if self._overlay_open:
+        if self.sidebar.search.hasFocus() and self.sidebar.search.text():
+            self.sidebar.search.clear()
+        elif self._overlay_open:
             self.toggle_sidebar()
         else:
             self.composer.escape()

@@ -92,7 +92,9 @@ def open_stage(qtbot: QtBot, qapp: QApplication, tmp_path: Path, engine: FakeEng
         controller.start()
         stage = Stage(qtbot, window, controller, engine)
         opened.append(stage)
-        stage.until(lambda: controller.session is not None and controller.session.loaded and not window.welcome.starting)
+        stage.until(
+            lambda: controller.session is not None and controller.session.loaded and not window.welcome.starting
+        )
         if model and engine.load_at_once and not engine.load_errors:
             stage.until(lambda: controller.service.model is not None or controller.window.notices.keys())
         window.resize(1000, 700)

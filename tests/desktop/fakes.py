@@ -152,7 +152,7 @@ class FakeEngine:
                     break
             if stream.cancelled:
                 break
-            if not isinstance(piece, str):
+            if isinstance(piece, StopReason | Exception):
                 text_end = piece
                 break
             count += 1

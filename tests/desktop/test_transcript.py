@@ -106,9 +106,7 @@ def test_growing_code_lays_out_no_line_again(qtbot, transcript):
 
 
 def test_a_long_chat_makes_widgets_for_what_is_in_sight_only(qtbot, transcript):
-    messages = [
-        MessageData(n, "user" if n % 2 else "assistant", f"Message {n}. " + PARAGRAPH) for n in range(1, 1001)
-    ]
+    messages = [MessageData(n, "user" if n % 2 else "assistant", f"Message {n}. " + PARAGRAPH) for n in range(1, 1001)]
     transcript.set_messages(messages)
     assert sum(len(item.widgets) for item in transcript.items) < 40
     assert transcript.verticalScrollBar().value() == transcript.verticalScrollBar().maximum()
@@ -172,7 +170,10 @@ def test_narrowing_the_window_keeps_the_place(qtbot, transcript):
 
 def test_dragging_selects_across_blocks_and_messages(qtbot, transcript):
     transcript.set_messages(
-        [MessageData(1, "user", "My question"), MessageData(2, "assistant", "First **bold** part.\n\n- item\n\nSecond part.")]
+        [
+            MessageData(1, "user", "My question"),
+            MessageData(2, "assistant", "First **bold** part.\n\n- item\n\nSecond part."),
+        ]
     )
     qtbot.waitUntil(lambda: transcript.items[1].parsed)
     viewport = transcript.viewport()

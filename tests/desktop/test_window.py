@@ -1,0 +1,567 @@
+"""The window with a scripted engine: chats, messages, failures and settings, driven as a person would."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from PySide6.QtCore import Qt
+from PySide6.QtGui import QGuiApplication
+from PySide6.QtWidgets import QAbstractButton, QLineEdit, QPushButton
+
+from app.desktop.chat_session import PENDING_ID
+from app.desktop.main import catch_unexpected
+from app.store import ChatStore
+from engine.api import StopReason
+from engine.errors import ContextFullError, DeviceError, DownloadError, ModelFileError, OutOfMemoryError
+from tests.desktop.fakes import model_info
+
+
+def test_from_typing_to_the_finished_answer(stage):
+    stage.engine.answers = ["It **works**, slowly."]
+    assert stage.window.stack.currentWidget() is stage.window.welcome
+    stage.ask("Does it work?")
+    assert stage.texts == [("user", "Does it work?"), ("assistant", "It **works**, slowly.")]
+    assert stage.window.stack.currentWidget() is stage.window.transcript
+    assert stage.engine.requests[0].messages[-1]["content"] == "Does it work?"
+    assert "47.3 tokens/s" in stage.window.footer.speed.text()
+    assert "213 ms" in stage.window.footer.first_token.text()
+    assert re.match(r"41\d / 8,192", stage.window.footer.context.text())
+    assert stage.window.composer.button.accessibleName() == "Send"
+    assert "Does it work?" in stage.window.windowTitle()
+
+
+def test_figures_and_stop_button_live_while_streaming(stage):
+    stage.engine.answers = [["One ", "two ", "three"]]
+    stage.engine.pause = 0.05
+    stage.ask("Count", wait=False)
+    stage.until(lambda: stage.window.footer.speed.isVisible())
+    stage.engine.hold.clear()
+    assert stage.window.composer.button.accessibleName() == "Stop"
+    stage.qtbot.keyClick(stage.window.composer.text, Qt.Key.Key_Escape)
+    stage.until(lambda: not stage.pending)
+    answer = stage.window.transcript.items[-1].data
+    assert answer.note == "Stopped."
+    assert "One two three".startswith(answer.text.strip())
+
+
+def test_before_the_engine_begins_there_is_a_sign_of_life(stage):
+    stage.engine.hold.clear()
+    stage.engine.answers = ["Hello"]
+    stage.ask("Hi", wait=False)
+    stage.until(lambda: any(item.data.streaming for item in stage.window.transcript.items))
+    stage.engine.hold.set()
+    stage.until(lambda: not stage.pending)
+    assert all(item.data.id != PENDING_ID for item in stage.window.transcript.items)
+
+
+def test_a_second_window_shows_what_was_written(open_stage, stage):
+    stage.ask("Remember me")
+    stage.window.hide()
+    stage.controller.shut_down()
+    again = open_stage()
+    chat = next(row for row in again.window.sidebar.model.rows if not isinstance(row, str))
+    again.controller.open_chat(chat.id)
+    again.until(lambda: len(again.texts) == 2)
+    assert again.texts == [("user", "Remember me"), ("assistant", "Fine.")]
+    assert again.window.footer.speed.text() == "47.3 tokens/s"
+
+
+def test_regenerate_replaces_the_answer_and_can_be_undone(stage):
+    stage.engine.answers = ["First", "Second"]
+    stage.ask("Say something")
+    view = stage.window.transcript.items[-1].view
+    stage.qtbot.mouseClick(view.button("regenerate"), Qt.MouseButton.LeftButton)
+    stage.until(lambda: stage.texts == [("user", "Say something"), ("assistant", "Second")] and not stage.pending)
+    assert stage.window.toast.isVisible()
+    stage.qtbot.mouseClick(stage.window.toast.button, Qt.MouseButton.LeftButton)
+    stage.until(lambda: stage.texts[-1] == ("assistant", "First"))
+
+
+def test_regenerate_further_up_replaces_what_follows(stage):
+    stage.engine.answers = ["A", "B", "C"]
+    stage.ask("one")
+    stage.ask("two")
+    first_answer = stage.controller.session.messages[1]
+    stage.controller.message_action("regenerate", first_answer.id)
+    stage.until(lambda: stage.texts == [("user", "one"), ("assistant", "C")] and not stage.pending)
+
+
+def test_edit_and_resend_replaces_what_follows_and_can_be_undone(stage):
+    stage.engine.answers = ["A", "B", "C"]
+    stage.ask("one")
+    stage.ask("two")
+    question = stage.window.transcript.items[0]
+    stage.qtbot.mouseClick(question.view.button("edit"), Qt.MouseButton.LeftButton)
+    assert stage.window.composer.text.toPlainText() == "one"
+    stage.ask(" more")
+    stage.until(lambda: stage.texts == [("user", "one more"), ("assistant", "C")])
+    stage.qtbot.mouseClick(stage.window.toast.button, Qt.MouseButton.LeftButton)
+    stage.until(lambda: [text for _role, text in stage.texts] == ["one", "A", "two", "B"])
+
+
+def test_up_in_an_empty_composer_edits_the_last_message(stage):
+    stage.ask("tpyo")
+    stage.qtbot.keyClick(stage.window.composer.text, Qt.Key.Key_Up)
+    assert stage.window.composer.text.toPlainText() == "tpyo"
+    assert stage.window.composer.editing is not None
+
+
+def test_a_message_is_deleted_and_comes_back(stage):
+    stage.ask("one")
+    answer = stage.window.transcript.items[-1]
+    stage.qtbot.mouseClick(answer.view.button("delete"), Qt.MouseButton.LeftButton)
+    stage.until(lambda: stage.texts == [("user", "one")])
+    stage.until(lambda: stage.window.toast.isVisible())
+    stage.qtbot.mouseClick(stage.window.toast.button, Qt.MouseButton.LeftButton)
+    stage.until(lambda: stage.texts == [("user", "one"), ("assistant", "Fine.")])
+
+
+def test_copy_takes_the_markdown_source(stage):
+    stage.engine.answers = ["**bold** `code`"]
+    stage.ask("one")
+    stage.qtbot.mouseClick(stage.window.transcript.items[-1].view.button("copy"), Qt.MouseButton.LeftButton)
+    assert QGuiApplication.clipboard().text() == "**bold** `code`"
+    QGuiApplication.clipboard().clear()
+    stage.window.copy_answer_wanted.emit()
+    assert QGuiApplication.clipboard().text() == "**bold** `code`"
+
+
+# Chats
+
+
+def titles(stage) -> list[str]:
+    return [row.title for row in stage.window.sidebar.model.rows if not isinstance(row, str)]
+
+
+def test_chats_are_renamed_deleted_and_restored(stage):
+    stage.ask("first chat")
+    stage.controller.new_chat()
+    stage.until(lambda: stage.controller.session.loaded)
+    stage.ask("second chat")
+    stage.until(lambda: titles(stage) == ["second chat", "first chat"])
+    sidebar = stage.window.sidebar
+    first = next(row for row in sidebar.model.rows if not isinstance(row, str) and row.title == "first chat")
+    sidebar.rename(first.id)
+    editor = sidebar.view.findChild(QLineEdit)
+    editor.selectAll()
+    stage.qtbot.keyClicks(editor, "Renamed")
+    stage.qtbot.keyClick(editor, Qt.Key.Key_Return)
+    stage.until(lambda: "Renamed" in titles(stage))
+    stage.controller.open_chat(first.id)
+    stage.until(lambda: len(stage.texts) == 2)
+    sidebar.view.setFocus()
+    stage.qtbot.keyClick(sidebar.view, Qt.Key.Key_Delete)
+    stage.until(lambda: titles(stage) == ["second chat"])
+    assert stage.window.stack.currentWidget() is stage.window.welcome
+    stage.qtbot.mouseClick(stage.window.toast.button, Qt.MouseButton.LeftButton)
+    stage.until(lambda: "Renamed" in titles(stage) and len(stage.texts) == 2)
+
+
+def test_search_finds_titles_and_messages(stage):
+    stage.engine.answers = ["The answer holds a platypus.", "Nothing here."]
+    stage.ask("Animals")
+    stage.controller.new_chat()
+    stage.until(lambda: stage.controller.session.loaded)
+    stage.ask("Plants")
+    stage.until(lambda: len(titles(stage)) == 2)
+    stage.qtbot.keyClicks(stage.window.sidebar.search, "PLATYPUS")
+    stage.until(lambda: titles(stage) == ["Animals"])
+    stage.window.sidebar.search.setText("no such thing")
+    stage.until(lambda: titles(stage) == [] and stage.window.sidebar.empty.isVisible())
+    stage.window.sidebar.search.clear()
+    stage.until(lambda: len(titles(stage)) == 2)
+
+
+def test_an_answer_goes_on_while_another_chat_is_open(stage):
+    stage.engine.answers = [["slow ", "answer"], "Quick."]
+    stage.engine.hold.clear()
+    stage.ask("first", wait=False)
+    stage.until(lambda: stage.controller.session.chat_id is not None and len(stage.engine.requests) == 1)
+    first = stage.controller.session.chat_id
+    stage.controller.new_chat()
+    stage.until(lambda: stage.controller.session.loaded and stage.controller.session.chat_id is None)
+    assert not stage.pending
+    assert stage.window.sidebar.model.busy == {first}
+    stage.engine.hold.set()
+    stage.until(lambda: stage.window.sidebar.model.busy == set())
+    stage.controller.open_chat(first)
+    stage.until(lambda: stage.texts == [("user", "first"), ("assistant", "slow answer")])
+
+
+def test_a_chat_left_and_entered_again_while_it_streams_shows_all_of_it(stage):
+    stage.engine.answers = [["one ", "two ", "three ", "four"]]
+    stage.engine.pause = 0.1
+    stage.ask("count", wait=False)
+    stage.until(lambda: stage.texts and stage.texts[-1][0] == "assistant" and stage.texts[-1][1])
+    chat = stage.controller.session.chat_id
+    stage.controller.new_chat()
+    stage.qtbot.wait(120)
+    stage.controller.open_chat(chat)
+    stage.until(lambda: not stage.pending)
+    assert stage.texts == [("user", "count"), ("assistant", "one two three four")]
+
+
+# Failures: each is a sentence with a way on
+
+
+def test_without_a_model_the_window_offers_one(open_stage, tmp_path):
+    fetched = tmp_path / "starter.gguf"
+
+    def fetch(progress, cancel):
+        progress(10, 100)
+        fetched.touch()
+        return fetched
+
+    stage = open_stage(model=False, fetch=fetch)
+    assert stage.window.welcome.state == "empty"
+    stage.ask("Hello", wait=False)
+    assert stage.engine.requests == []
+    assert stage.window.composer.text.toPlainText() == "Hello", "what was typed must not be lost"
+    assert "No model" in stage.window.notices.notice("no-model").sentence
+    stage.press("no-model", "Fetch the starter model")
+    stage.until(lambda: stage.controller.service.model is not None)
+    assert stage.engine.loads[0][0] == fetched
+    stage.ask("", wait=False)
+    stage.until(lambda: stage.texts[-1:] == [("assistant", "Fine.")])
+
+
+def test_a_message_sent_while_the_model_loads_waits_for_it(open_stage, engine):
+    engine.load_at_once = False
+    stage = open_stage()
+    stage.until(lambda: stage.controller.service.loading is not None)
+    assert stage.window.welcome.state == "working"
+    assert "45%" in stage.window.model_button.detail.text()
+    stage.ask("Early", wait=False)
+    assert stage.window.notices.notice("held") is not None
+    engine.ready()
+    engine.jobs[0].finish()
+    stage.until(lambda: stage.texts == [("user", "Early"), ("assistant", "Fine.")])
+    assert stage.window.notices.keys() == []
+
+
+def test_a_damaged_file_is_named_with_ways_on(open_stage, engine):
+    engine.load_errors.append(ModelFileError("The file ends inside of the tensor x.", "Download it again."))
+    stage = open_stage()
+    stage.until(lambda: stage.window.notices.notice("model"))
+    notice = stage.window.notices.notice("model")
+    assert notice.sentence == "The file ends inside of the tensor x."
+    assert notice.hint == "Download it again."
+    assert [way.label for way in notice.ways] == ["Open another model…", "Fetch the starter model"]
+
+
+def test_a_download_that_fails_can_be_tried_again(open_stage, tmp_path):
+    tries = []
+
+    def fetch(progress, cancel):
+        tries.append(1)
+        if len(tries) == 1:
+            raise DownloadError("The starter model could not be fetched: no network.", "Check the connection.")
+        (tmp_path / "m.gguf").touch()
+        return tmp_path / "m.gguf"
+
+    stage = open_stage(model=False, fetch=fetch)
+    stage.controller.fetch_starter()
+    stage.until(lambda: stage.window.notices.notice("fetch"))
+    stage.press("fetch", "Try again")
+    stage.until(lambda: stage.controller.service.model is not None)
+
+
+def test_numpy_takes_over_only_after_asking(open_stage, engine):
+    engine.load_errors.append(DeviceError("The kernel did not compile on RTX 4070.", "Update the driver."))
+    stage = open_stage()
+    stage.until(lambda: stage.window.notices.notice("model"))
+    assert [options.device for _path, options in engine.loads] == ["auto"]
+    stage.press("model", "Use numpy instead (slower)")
+    stage.until(lambda: stage.window.model_button.detail.text() == "numpy")
+    assert [options.device for _path, options in engine.loads] == ["auto", "numpy"]
+    assert stage.controller.service.device == "auto", "the choice for later stays"
+
+
+def test_too_little_memory_leads_to_the_context_length(open_stage, engine):
+    engine.load_errors.append(OutOfMemoryError("The model wants 9 GB and there are 8 GB.", "Choose a smaller context."))
+    stage = open_stage()
+    stage.until(lambda: stage.window.notices.notice("model"))
+    stage.press("model", "Change the context length…")
+    assert stage.controller._dialog is not None
+    stage.controller._dialog.reject()
+
+
+def test_a_lost_device_keeps_the_text_and_can_be_tried_again(stage):
+    stage.engine.answers = [
+        ["The sky ", DeviceError("The device was lost.", "Load the model again.")],
+        "The sky is blue.",
+    ]
+    stage.ask("Why?")
+    assert stage.texts[-1] == ("assistant", "The sky ")
+    assert stage.window.transcript.items[-1].data.problem
+    assert stage.window.notices.notice("answer").sentence == "The device was lost."
+    stage.press("answer", "Try again")
+    stage.until(lambda: stage.texts[-1] == ("assistant", "The sky is blue.") and not stage.pending)
+    assert stage.window.notices.keys() == []
+
+
+def test_a_full_context_leads_to_a_new_chat(stage):
+    stage.engine.answers = [["It goes on ", StopReason.CONTEXT]]
+    stage.ask("Tell me everything")
+    assert "context is full" in stage.window.notices.notice("context").sentence
+    assert "context is full" in stage.window.transcript.items[-1].data.note
+    stage.press("context", "Start a new chat")
+    stage.until(lambda: stage.controller.session.chat_id is None and stage.controller.session.loaded)
+    assert stage.window.stack.currentWidget() is stage.window.welcome
+
+
+def test_a_prompt_that_does_not_fit_leads_to_a_new_chat(stage):
+    stage.engine.answers = [[ContextFullError("The prompt has 9000 tokens and the context holds 8192.", "")]]
+    stage.ask("Long")
+    labels = [way.label for way in stage.window.notices.notice("context").ways]
+    assert labels == ["Start a new chat", "Change the context length…"]
+
+
+def test_a_history_that_cannot_be_opened_is_said_and_can_be_gone_without(qtbot, qapp, tmp_path, engine):
+    from app.desktop.main import build
+    from tests.desktop.conftest import Stage, close
+    from tests.desktop.fakes import services
+
+    (tmp_path / "chats.sqlite3").mkdir()
+    model = tmp_path / "m.gguf"
+    model.touch()
+    window, controller = build(qapp, services(engine, tmp_path), model)
+    qtbot.addWidget(window)
+    window.show()
+    controller.start()
+    stage = Stage(qtbot, window, controller, engine)
+    try:
+        stage.until(lambda: window.notices.notice("store"))
+        stage.press("store", "Go on without saving")
+        stage.until(lambda: controller.session is not None and controller.service.model is not None)
+        stage.ask("Hello")
+        assert stage.texts[-1] == ("assistant", "Fine.")
+    finally:
+        close(stage)
+
+
+def test_a_fault_of_the_program_is_a_sentence_and_a_log_entry(stage, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    import threading
+
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    catch_unexpected(stage.controller, tmp_path / "realm.log")
+    sys.excepthook(ValueError, ValueError("a bug"), None)
+    stage.until(lambda: stage.window.notices.notice("unexpected"))
+    notice = stage.window.notices.notice("unexpected")
+    assert "ValueError: a bug" in notice.sentence
+    assert str(tmp_path / "realm.log") in notice.hint
+    assert "unexpected error" in caplog.text
+
+
+def test_notes_of_the_engine_are_shown(open_stage, engine):
+    engine.notes = ("The pre-tokenizer is unknown; the default is used.",)
+    stage = open_stage()
+    stage.until(lambda: stage.window.notices.notice("model-notes"))
+    assert "pre-tokenizer" in stage.window.notices.notice("model-notes").sentence
+
+
+# Models, settings, keys
+
+
+def test_the_popup_shows_model_device_and_lists_and_loads(stage, tmp_path):
+    other = tmp_path / "models" / "Other-7B.gguf"
+    other.parent.mkdir()
+    other.touch()
+    stage.controller.service.find_models(other.parent)
+    stage.until(lambda: any(model.path == other for model in stage.controller.service.models))
+    stage.until(lambda: len(stage.controller.service.devices) == 3)
+    popup = stage.window.popup
+    popup._rebuild()
+    names = [button.accessibleName() for button in popup.findChildren(QPushButton)]
+    assert any("RTX 4070" in name for name in names)
+    row = next(b for b in popup.findChildren(QPushButton) if b.accessibleName().startswith("Other-7B"))
+    row.click()
+    stage.until(lambda: stage.engine.loads[-1][0] == other)
+    device = next(b for b in popup.findChildren(QPushButton) if b.accessibleName().startswith("numpy"))
+    device.click()
+    stage.until(lambda: stage.engine.loads[-1][1].device == "numpy")
+
+
+def test_unloading_frees_the_model(stage):
+    stage.controller.service.unload()
+    stage.until(lambda: stage.controller.service.model is None)
+    assert stage.window.model_button.name.text() == "Choose a model"
+
+
+def test_settings_reach_the_next_request_and_the_next_chat(stage):
+    stage.controller.open_settings()
+    dialog = stage.controller._dialog
+    dialog.system_prompt.setPlainText("Be brief.")
+    dialog.temperature.setValue(0.25)
+    dialog.top_k.setValue(7)
+    dialog.seed.setText("42")
+    dialog.max_tokens.setValue(99)
+    stage.qtbot.mouseClick(dialog.save_button, Qt.MouseButton.LeftButton)
+    stage.ask("one")
+    stage.controller.new_chat()
+    stage.until(lambda: stage.controller.session.loaded)
+    stage.ask("two")
+    for request in stage.engine.requests:
+        assert request.sampling.temperature == 0.25
+        assert request.sampling.top_k == 7
+        assert request.sampling.seed == 42
+        assert request.max_tokens == 99
+        assert request.messages[0] == {"role": "system", "content": "Be brief."}
+
+
+def test_settings_outlive_the_window(open_stage, stage):
+    stage.controller.open_settings()
+    dialog = stage.controller._dialog
+    dialog.min_p.setValue(0.33)
+    dialog._theme_buttons["dark"].click()
+    dialog.context_length.setCurrentIndex(dialog.context_length.findData(2048))
+    dialog.save()
+    stage.window.hide()
+    stage.controller.shut_down()
+    again = open_stage()
+    assert again.controller.themes.choice == "dark"
+    assert again.controller.service.context_length == 2048
+    assert again.engine.loads[-1][1].context_length == 2048
+    again.ask("one")
+    assert again.engine.requests[-1].sampling.min_p == 0.33
+    again.controller.themes.choose("light")
+
+
+def test_a_new_context_length_loads_the_model_again(stage):
+    loads = len(stage.engine.loads)
+    stage.controller.open_settings()
+    dialog = stage.controller._dialog
+    dialog.context_length.setCurrentIndex(dialog.context_length.findData(4096))
+    dialog.save()
+    stage.until(lambda: len(stage.engine.loads) == loads + 1)
+    assert stage.engine.loads[-1][1].context_length == 4096
+
+
+def test_the_order_of_the_samplers_is_visible(stage):
+    stage.controller.open_settings()
+    dialog = stage.controller._dialog
+    plain = re.sub(r"<[^>]+>|&nbsp;", "", dialog.chain.text())
+    order = [part.strip() for part in plain.split("→")]
+    assert order == ["Penalties (off)", "Top-k", "Typical (off)", "Top-p", "Min-p", "Temperature"]
+    dialog.temperature.setValue(0)
+    assert "Likeliest token" in dialog.chain.text()
+    dialog.reject()
+
+
+def test_cancelling_the_settings_puts_the_theme_back(stage):
+    stage.controller.open_settings()
+    dialog = stage.controller._dialog
+    before = stage.controller.themes.choice
+    dialog._theme_buttons["dark"].click()
+    assert stage.controller.themes.current.dark
+    dialog.reject()
+    assert stage.controller.themes.choice == before
+
+
+def test_keys_reach_every_part(stage):
+    window, qtbot = stage.window, stage.qtbot
+    window.activateWindow()
+    control = Qt.KeyboardModifier.ControlModifier
+    qtbot.keyClick(window, Qt.Key.Key_F, control)
+    stage.until(lambda: window.sidebar.search.hasFocus())
+    qtbot.keyClick(window, Qt.Key.Key_L, control)
+    assert window.composer.text.hasFocus()
+    qtbot.keyClick(window, Qt.Key.Key_B, control)
+    assert not window.sidebar.isVisible()
+    qtbot.keyClick(window, Qt.Key.Key_B, control)
+    assert window.sidebar.isVisible()
+    qtbot.keyClick(window, Qt.Key.Key_Comma, control)
+    assert stage.controller._dialog is not None
+    stage.controller._dialog.reject()
+    window.activateWindow()
+    stage.until(window.isActiveWindow)
+    stage.ask("one")
+    stage.engine.answers = ["again"]
+    qtbot.keyClick(window, Qt.Key.Key_R, control)
+    stage.until(lambda: stage.texts[-1] == ("assistant", "again") and not stage.pending)
+    qtbot.keyClick(window, Qt.Key.Key_N, control)
+    stage.until(lambda: stage.controller.session.chat_id is None)
+
+
+def test_every_button_has_a_name_for_screen_readers(stage):
+    stage.ask("one")
+    stage.controller.open_settings()
+    for root in (stage.window, stage.controller._dialog):
+        for button in root.findChildren(QAbstractButton):
+            if button.objectName() in ("qt_toolbar_ext_button",) or isinstance(button.parent(), QLineEdit):
+                continue
+            assert button.accessibleName() or button.text(), button.objectName()
+    stage.controller._dialog.reject()
+
+
+def test_in_a_narrow_window_the_list_lies_over_the_chat(stage):
+    window = stage.window
+    window.resize(420, 560)
+    stage.qtbot.wait(20)
+    assert not window.sidebar.isVisible()
+    assert window.centre.width() == 420
+    window.show_sidebar_button.click()
+    assert window.sidebar.isVisible()
+    assert window.centre.width() == 420
+    stage.qtbot.mouseClick(window.scrim, Qt.MouseButton.LeftButton)
+    assert not window.sidebar.isVisible()
+
+
+def test_light_and_dark_follow_the_system_at_once(stage, monkeypatch):
+    hints = QGuiApplication.styleHints()
+    themes = stage.controller.themes
+    themes.choose("system")
+    for scheme, dark in ((Qt.ColorScheme.Dark, True), (Qt.ColorScheme.Light, False)):
+        monkeypatch.setattr("app.desktop.theme.system_is_dark", lambda dark=dark: dark)
+        hints.colorSchemeChanged.emit(scheme)
+        assert themes.current.dark is dark
+        lightness = stage.window.grab().toImage().pixelColor(2, 300).lightness()
+        assert lightness < 60 if dark else lightness > 200
+    themes.choose("light")
+    monkeypatch.setattr("app.desktop.theme.system_is_dark", lambda: True)
+    hints.colorSchemeChanged.emit(Qt.ColorScheme.Dark)
+    assert not themes.current.dark, "a choice of one's own wins over the system"
+
+
+@pytest.mark.parametrize("name", ["light", "dark"])
+def test_text_can_be_read_on_its_ground(name):
+    from PySide6.QtGui import QColor
+
+    from app.desktop.theme import DARK, LIGHT
+
+    theme = LIGHT if name == "light" else DARK
+
+    def luminance(color: str) -> float:
+        parts = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4
+                 for part in QColor(color).getRgbF()[:3]]  # fmt: skip
+        return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+    def contrast(a: str, b: str) -> float:
+        high, low = sorted((luminance(a), luminance(b)), reverse=True)
+        return (high + 0.05) / (low + 0.05)
+
+    for ground in (theme.window, theme.sidebar, theme.surface):
+        for text in (theme.text, theme.text_soft, theme.text_faint):
+            assert contrast(text, ground) >= 4.5, (text, ground)
+    for syntax in (value for key, value in vars(theme).items() if key.startswith("syntax_")):
+        assert contrast(syntax, theme.code_ground) >= 4.5, syntax
+    assert contrast(theme.on_accent, theme.accent) >= 4.5
+    assert contrast(theme.text, theme.raised) >= 7
+    assert contrast(theme.danger, theme.window) >= 4.5
+
+
+def test_the_store_keeps_what_the_window_showed(stage, tmp_path):
+    stage.ask("one")
+    stage.window.hide()
+    stage.controller.shut_down()
+    with ChatStore.open(tmp_path / "chats.sqlite3") as store:
+        (chat,) = store.chats()
+        assert [m.content for m in store.messages(chat.id)] == ["one", "Fine."]
+
+
+def test_model_info_of_the_fake_is_whole():
+    assert model_info(Path("/x")).context_length == 8192
