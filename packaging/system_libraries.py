@@ -1,11 +1,13 @@
-"""Libraries and fonts that Qt takes from a Linux system: which are missing, and how to get them there.
+"""What Realm takes from a Linux system: which of it is missing, and how to get it there. Standard library only.
 
-PySide6 brings Qt itself; OpenGL, X11 and font libraries come from the distribution. Standard library only.
+PySide6 brings Qt itself; OpenGL, X11 and font libraries come from the distribution. PoCL, which is installed along for
+x86-64, brings its compiler but calls the system's linker for every kernel.
 """
 
 from __future__ import annotations
 
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -63,6 +65,9 @@ _PACKAGES: dict[str, tuple[str, str, str, str]] = {
 }
 _FONTS = ("fonts-dejavu-core", "dejavu-sans-fonts", "ttf-dejavu", "dejavu-fonts")
 _FONT_FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.fonts", "~/.local/share/fonts", "/run/host/fonts")
+_LINKER = (("gcc", "libc6-dev"), ("gcc",), ("gcc",), ("gcc", "glibc-devel"))
+_GCC_FOLDERS = ("/usr/lib/gcc", "/usr/lib64/gcc")
+_C_LIBRARIES = ("/usr/lib/x86_64-linux-gnu/libc.so", "/usr/lib64/libc.so", "/usr/lib/libc.so")
 _FONT_ENDINGS = (".ttf", ".otf", ".ttc", ".pfb", ".pcf", ".pcf.gz")
 
 
@@ -107,6 +112,24 @@ def provide_for_qt(site_packages: Path, *, window: bool) -> None:
         install(manager, sorted(packages))
     if unknown:
         say(f"Not known here which package holds {', '.join(unknown)}.")
+
+
+def provide_for_pocl() -> None:
+    """Get the linker that PoCL's compiler calls onto this system, or say the one line that does. Never fails."""
+    if not sys.platform.startswith("linux") or platform.machine() != "x86_64" or has_linker():
+        return
+    say("OpenCL on the processor (PoCL) needs a linker and the C library's development files of this system")
+    manager = find_manager()
+    if manager is None:
+        say("Install gcc with your system's package manager.")
+    else:
+        install(manager, list(_LINKER[manager.column]))
+
+
+def has_linker() -> bool:
+    """Whether clang, which is inside of PoCL, finds all that it hands to `ld`: gcc's own library and the C library."""
+    own_library = any(path for folder in _GCC_FOLDERS for path in Path(folder).glob("x86_64*/*/crtbegin.o"))
+    return bool(shutil.which("ld")) and own_library and any(Path(name).exists() for name in _C_LIBRARIES)
 
 
 def install(manager: PackageManager, packages: list[str]) -> bool:

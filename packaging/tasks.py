@@ -12,7 +12,7 @@ from collections.abc import Callable
 import environment
 from console import fail, say
 from environment import PROJECT
-from system_libraries import provide_for_qt
+from system_libraries import provide_for_pocl, provide_for_qt
 
 _INVISIBLE = ("offscreen", "minimal")
 _PROBE = "from PySide6.QtGui import QGuiApplication; QGuiApplication([])"
@@ -21,6 +21,7 @@ _BUILT = ["dist", "build", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypo
 
 def run(arguments: list[str]) -> int:
     environment.ensure("run")
+    provide_for_pocl()
     problem = "there is no display here"
     if may_have_display():
         provide_for_qt(environment.site_packages(), window=True)
@@ -34,6 +35,7 @@ def run(arguments: list[str]) -> int:
 
 def test(arguments: list[str]) -> int:
     environment.ensure("dev")
+    provide_for_pocl()
     provide_for_qt(environment.site_packages(), window=False)
     _fetch_starter()
     os.environ["QT_QPA_PLATFORM"] = "offscreen"
@@ -60,6 +62,7 @@ def check(arguments: list[str]) -> int:
 
 def bench(arguments: list[str]) -> int:
     environment.ensure("run")
+    provide_for_pocl()
     _fetch_starter()
     model = [] if "--model" in arguments else ["--model", "starter"]
     return _become([environment.script("realm"), "bench", *model, *arguments])

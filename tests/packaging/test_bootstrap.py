@@ -120,6 +120,15 @@ def test_without_root_the_line_to_type_is_printed(capsys, monkeypatch):
         assert f"Please type:  {line}\n" in capsys.readouterr().out
 
 
+def test_a_missing_linker_is_installed_or_named(capsys, monkeypatch):
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr("os.geteuid", lambda: 1000, raising=False)
+    monkeypatch.setattr("shutil.which", lambda name: name if name == "apt-get" else None)
+    system_libraries.provide_for_pocl()
+    assert "Please type:  sudo apt-get install -y --no-install-recommends gcc libc6-dev\n" in capsys.readouterr().out
+
+
 def test_apt_that_fails_does_not_stop_the_run(capsys, monkeypatch):
     monkeypatch.setattr("os.geteuid", lambda: 0, raising=False)
     failed = subprocess.CompletedProcess([], 100, stdout="Reading...\nE: Unable to fetch some archives\n")
@@ -140,6 +149,7 @@ def became(monkeypatch):
         return 0
 
     monkeypatch.setattr(environment, "ensure", lambda kind: None)
+    monkeypatch.setattr(tasks, "provide_for_pocl", lambda: None)
     monkeypatch.setattr(tasks, "provide_for_qt", lambda *_, **__: None)
     monkeypatch.setattr(tasks, "_fetch_starter", lambda: None)
     monkeypatch.setattr(tasks, "_become", become)
