@@ -75,7 +75,8 @@ class ChatSession:
             except KeyboardInterrupt:
                 if not typed:
                     raise
-                say("\nCtrl-D or /quit leaves.", "dim")
+                with _on_interrupt(lambda: None):  # one more at once does not leave either
+                    say("\nCtrl-D or /quit leaves.", "dim")
                 continue
             if message is None:
                 if typed:
