@@ -231,15 +231,20 @@ class TableBlock(BlockWidget):
         block = self.block
         assert isinstance(block, Table)
         px = float(self.themes.body_px - 1)
+        # A growing table keeps the cells that are as they were.
+        old: list[list[TextBox]] = getattr(self, "_cells", [])
+        known = {(row, column): box for row, boxes in enumerate(old) for column, box in enumerate(boxes)}
         self._cells: list[list[TextBox]] = []
         for number, row in enumerate(block.rows):
             weight = QFont.Weight.DemiBold if number == 0 else QFont.Weight.Normal
-            self._cells.append(
-                [
-                    TextBox(spans, TextStyle(px, weight, 1.5, alignment=block.alignments[i]), self.themes)
-                    for i, spans in enumerate(row)
-                ]
-            )
+            boxes = []
+            for column, (spans, alignment) in enumerate(zip(row, block.alignments, strict=True)):
+                style = TextStyle(px, weight, 1.5, alignment=alignment)
+                box = known.get((number, column))
+                if box is None or box.spans != spans or box.style != style:
+                    box = TextBox(spans, style, self.themes)
+                boxes.append(box)
+            self._cells.append(boxes)
         self._width = -1
         self._columns: list[float] = []
         self._rows: list[float] = []
@@ -260,6 +265,10 @@ class TableBlock(BlockWidget):
                         parts.append("\t" if index + 1 < len(row) else "\n")
                 position += cell.length + 1
         return "".join(parts)
+
+    def retheme(self) -> None:
+        self._cells = []  # their colours are part of their layout
+        super().retheme()
 
     def natural_width(self) -> int:
         return self.indent + int(sum(self._natural_columns())) + 2

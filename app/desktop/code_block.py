@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from math import ceil
 from time import perf_counter
 
@@ -25,7 +26,7 @@ from PySide6.QtGui import (
 from PySide6.QtWidgets import QScrollBar, QToolButton, QWidget
 
 from app.desktop.blocks import BlockWidget
-from app.desktop.highlight import colored_runs, language_name
+from app.desktop.highlight import colored_runs, language_name, load_language
 from app.desktop.icons import icon
 from app.desktop.markdown import Block, Code
 from app.desktop.text_box import cursor_x, utf16_length, utf16_slice
@@ -36,6 +37,8 @@ PAD_X = 16
 PAD_Y = 12
 SLICE_S = 0.004
 RECOLOR_MS = 200
+_loader = ThreadPoolExecutor(1, thread_name_prefix="languages")
+_loading: dict[str, Future[None]] = {}
 LIVE_COLOR_LIMIT = 20_000
 """Characters up to which code is coloured while it is still being written."""
 
@@ -147,6 +150,9 @@ class CodeBlock(BlockWidget):
         block = self.block
         assert isinstance(block, Code)
         if self._runs is None:
+            if not self._language_loaded(block.language):
+                self._recolor.start(20)
+                return
             self._runs = colored_runs(block.text, block.language)
             self._coloring = block.text
             self._line_of = _line_starts(block.text)
@@ -162,6 +168,12 @@ class CodeBlock(BlockWidget):
         self._publish_colors(partial=False)
         if block.text != self._coloring:
             self._schedule_colors(RECOLOR_MS if block.open else 0)
+
+    @staticmethod
+    def _language_loaded(language: str) -> bool:
+        if language not in _loading:
+            _loading[language] = _loader.submit(load_language, language)
+        return _loading[language].done()
 
     def _note_color(self, start: int, end: int, color: str) -> None:
         line = bisect_right(self._line_of, start) - 1

@@ -7,6 +7,7 @@ from functools import cache
 
 from pygments.lexer import Lexer  # type: ignore[import-untyped]
 from pygments.lexers import find_lexer_class_by_name  # type: ignore[import-untyped]
+from pygments.lexers._mapping import LEXERS  # type: ignore[import-untyped]
 from pygments.token import Token as T  # type: ignore[import-untyped]
 from pygments.token import _TokenType
 from pygments.util import ClassNotFound  # type: ignore[import-untyped]
@@ -55,10 +56,20 @@ def _lexer_class(language: str) -> type[Lexer] | None:
     return found
 
 
+@cache
+def _names() -> dict[str, str]:
+    return {alias: name for _module, name, aliases, _files, _types in LEXERS.values() for alias in aliases}
+
+
 def language_name(language: str) -> str:
     """What a code block's head calls its language: "python" is "Python", an unknown name stays as it is."""
-    found = _lexer_class(language.lower()) if language else None
-    return found.name if found else language or "Text"
+    return _names().get(language.lower(), language) or "Text"
+
+
+def load_language(language: str) -> None:
+    """Imports what colouring a language takes; some are large, so do this on another thread than the window's."""
+    if language:
+        _lexer_class(language.lower())
 
 
 def colored_runs(text: str, language: str) -> Iterator[tuple[int, int, str]]:

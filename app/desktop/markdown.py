@@ -84,11 +84,16 @@ class PlainText:
     frames: tuple[Frame, ...] = ()
 
 
+PARAGRAPH_LIMIT = 3000
+"""Characters after which a paragraph is cut at the next space. A model that has lost its way writes such paragraphs,
+and every word more would cost the parse of all of it."""
+
 Block = Paragraph | Code | Table | Rule | PlainText
 
 # A line that is being typed and could still become a rule, a heading's underline, a bullet, a fence or a table's head:
 # shown at once it would flicker between two looks.
 _UNDECIDED_LINE = re.compile(r"[ \t]*(?:[-=*_+#>~`|: \t]+|\d{1,9}[.)]?)[ \t]*")
+_SPACE = re.compile(r"\s+")
 _BARE_LINK = re.compile(r"https?://[^\s<>\"`]+")
 _CLOSING_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})[ \t]*")
 
@@ -138,6 +143,11 @@ class MarkdownDocument:
         units = _units(_parser().parse(visible), self._numbering)
         del self.blocks[self._settled :]
         lines = visible.split("\n")
+        cut = self._long_paragraph(units, lines)
+        if cut is not None:
+            self._split_at(cut)
+            self._parse(final)
+            return
         # A unit whose first line is complete starts there whatever comes; all before it can no longer change.
         keep = len(units) - 1
         while keep > 0 and units[keep].line >= len(lines) - 1:
@@ -155,6 +165,26 @@ class MarkdownDocument:
             self._numbering = units[keep].numbering
             self._tail = "\n".join(self._tail.split("\n")[units[keep].line :])
         self._fence = self._open_fence(units[keep:])
+
+    def _long_paragraph(self, units: Sequence[_Unit], lines: Sequence[str]) -> int | None:
+        """The place to cut a paragraph that is too long to be parsed again with every word."""
+        for number, unit in enumerate(units):
+            end = units[number + 1].line if number + 1 < len(units) else len(lines)
+            if not unit.text or sum(map(len, lines[unit.line : end])) < PARAGRAPH_LIMIT:
+                continue
+            start = sum(len(line) + 1 for line in lines[: unit.line])
+            stop = start + sum(len(line) + 1 for line in lines[unit.line : end])
+            space = _SPACE.search(self._tail, start + PARAGRAPH_LIMIT, stop)
+            if space is not None and self._tail[space.end() : stop].strip():
+                return space.start()
+        return None
+
+    def _split_at(self, place: int) -> None:
+        head, self._tail = self._tail[:place], self._tail[place:].lstrip()
+        units = _units(_parser().parse(head), self._numbering)
+        self.blocks += [block for unit in units for block in unit.blocks]
+        self._settled = len(self.blocks)
+        self._numbering = _Numbering()
 
     def _open_fence(self, units: Sequence[_Unit]) -> _OpenFence | None:
         """Set when the tail is nothing but one fence without an end, so that its text can grow without a parse."""
@@ -242,6 +272,7 @@ class _Unit:
     line: int
     blocks: list[Block] = field(default_factory=list)
     numbering: _Numbering = field(default_factory=_Numbering)
+    text: bool = False  # a paragraph, or one that a line below made a heading
 
 
 def _without_undecided_line(text: str) -> str:
@@ -264,7 +295,9 @@ def _units(tokens: Sequence[Token], numbering: _Numbering) -> list[_Unit]:
         if token.type in ("bullet_list_open", "ordered_list_open"):
             units += _list_units(tokens[position : end + 1], numbering if not units else _Numbering())
         else:
-            unit = _Unit(token.map[0] if token.map else 0)
+            unit = _Unit(
+                token.map[0] if token.map else 0, text=token.type == "paragraph_open" or token.markup in ("=", "-")
+            )
             _collect(tokens[position : end + 1], [], unit.blocks)
             units.append(unit)
         position = end + 1

@@ -13,7 +13,7 @@ from app.desktop.markdown import Block, Code, MarkdownDocument, PlainText, Rule,
 from app.desktop.message_view import ACTION_ROW, BUBBLE_X, BUBBLE_Y, MARGIN, MessageView
 from app.desktop.theme import Themes
 
-PARSE_SLICE = 2500
+PARSE_SLICE = 1500
 """Characters of a stored message that are parsed at a time: a few milliseconds' work."""
 
 MESSAGE_GAP = 14
@@ -53,6 +53,7 @@ class MessageItem:
         self.heights: list[int | None] = []
         self.tops: list[int] = [0]
         self._clean = 0  # blocks whose tops are right
+        self._height: int | None = None  # of the whole message, while nothing changes
         self._document = MarkdownDocument()
         self._plain: list[Block] | None = plain_blocks(data.text) if data.role == "user" else None
         self._unparsed = "" if self._plain is not None else data.text
@@ -86,6 +87,11 @@ class MessageItem:
             self._finished = True
             self._changed_from(self._document.finish())
 
+    def take_data(self, data: MessageData) -> None:
+        """Takes notes, figures and activity; the text must be the one that `append` has built."""
+        self.data = replace(data)
+        self._height = None
+
     def append(self, text: str) -> None:
         """Adds text to an answer that streams."""
         self.data.text += text
@@ -105,6 +111,7 @@ class MessageItem:
 
     def _changed_from(self, first: int) -> None:
         blocks = self._document.blocks
+        self._height = None
         for index in [i for i in self.widgets if i >= len(blocks)]:
             self._drop(index)
         for index in range(first, len(blocks)):
@@ -132,6 +139,7 @@ class MessageItem:
             self.width = width
             self.heights = [None] * len(self.blocks)
             self._clean = 0
+            self._height = None
             self._bubble_width = 0
 
     @property
@@ -148,10 +156,13 @@ class MessageItem:
     @property
     def height(self) -> int:
         """Measured where measured, estimated elsewhere."""
+        if self._height is not None:
+            return self._height
         self._settle_tops()
         rest = ceil(_estimated_text_height(self._unparsed, self.width, self.themes)) if self._unparsed else 0
         chrome = 2 * self.top_pad + ACTION_ROW + MESSAGE_GAP + self.note_height
-        return self.tops[-1] + rest + chrome
+        self._height = self.tops[-1] + rest + chrome
+        return self._height
 
     @property
     def note_height(self) -> int:
@@ -196,8 +207,11 @@ class MessageItem:
 
     # Widgets
 
-    def show_range(self, parent: QWidget, top: int, bottom: int, margin: int) -> bool:
-        """Makes and measures the blocks between two heights; returns whether the message's height changed."""
+    def show_range(self, parent: QWidget, top: int, bottom: int, margin: int, far: int) -> bool:
+        """Makes and measures the blocks between two heights; returns whether the message's height changed.
+
+        margin: how far above and below blocks are made as well. far: how far away they are given up.
+        """
         before = self.height
         if self.view is None:
             self.view = MessageView(self.themes, parent)
@@ -213,7 +227,6 @@ class MessageItem:
                 self._measure(index)
             index += 1
         keep = range(first, index)
-        far = 2 * margin
         for gone in [i for i in self.widgets if i not in keep]:
             y = self.block_top(gone)
             if y < top - far or y > bottom + far:
@@ -256,6 +269,7 @@ class MessageItem:
         if height != self.heights[index]:
             self.heights[index] = height
             self._clean = min(self._clean, index)
+            self._height = None
         return height
 
     def _drop(self, index: int) -> None:

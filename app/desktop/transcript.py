@@ -7,7 +7,6 @@ an offset in it, or the bottom), not on a number of pixels, and nothing jumps wh
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from time import perf_counter
 
 from PySide6.QtCore import QEvent, QPoint, QSize, Qt, QTimer, QUrl, Signal
@@ -36,6 +35,8 @@ from app.desktop.theme import Themes
 COLUMN = 768
 TOP_PAD = 28
 BOTTOM_PAD = 18
+MARGIN_Y = 80
+"""How far out of sight widgets are made, so that a turn of the wheel finds them there."""
 SLICE_S = 0.006
 
 
@@ -123,7 +124,7 @@ class Transcript(QAbstractScrollArea):
         was_streaming = item.data.streaming
         if rest:
             item.append(rest)
-        item.data = replace(message)
+        item.take_data(message)
         if was_streaming and not message.streaming:
             item.finish()
         self._show_data(item)
@@ -188,7 +189,7 @@ class Transcript(QAbstractScrollArea):
             total = self._sum_heights()
             bottom = max(0, total - height)
             scroll = bottom if self._stick else max(0, min(bottom, self._anchor_y()))
-            shown = self._items_between(scroll - height // 2, scroll + height + height // 2)
+            shown = self._items_between(scroll - MARGIN_Y, scroll + height + MARGIN_Y)
             changed = False
             for index in shown:
                 item = self.items[index]
@@ -196,7 +197,7 @@ class Transcript(QAbstractScrollArea):
                     item.parse_slice()
                     changed = True
                 top = scroll - self._tops[index]
-                if item.show_range(self.viewport(), top, top + height, height // 2):
+                if item.show_range(self.viewport(), top, top + height, MARGIN_Y, height):
                     changed = True
                 if item.view is not None and not item.view.property("wired"):
                     item.view.setProperty("wired", True)
@@ -206,14 +207,16 @@ class Transcript(QAbstractScrollArea):
         bar.setRange(0, max(0, total - height))
         bar.setPageStep(height)
         bar.setValue(scroll)
+        kept = self._items_between(scroll - height, scroll + 2 * height)
         for index, item in enumerate(self.items):
-            if index in shown:
-                view = item.view
-                assert view is not None
+            view = item.view
+            if view is None:
+                continue
+            if index in kept:
                 view.setGeometry(left - MARGIN, self._tops[index] - scroll, width + 2 * MARGIN, item.height)
                 item.place_blocks()
                 view.set_latest(index == len(self.items) - 1 and not item.bubble)
-            elif item.view is not None:
+            else:
                 item.drop_view()
         self._selection.apply()
 

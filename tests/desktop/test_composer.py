@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from PySide6.QtCore import Qt
 
@@ -20,7 +22,7 @@ def composer(qtbot, themes):
 
 
 def test_enter_sends_and_shift_enter_begins_a_line(qtbot, composer):
-    sent = []
+    sent: list[str] = []
     composer.sent.connect(sent.append)
     qtbot.keyClicks(composer.text, "one")
     qtbot.keyClick(composer.text, Qt.Key.Key_Return, Qt.KeyboardModifier.ShiftModifier)
@@ -32,7 +34,7 @@ def test_enter_sends_and_shift_enter_begins_a_line(qtbot, composer):
 
 
 def test_nothing_but_spaces_is_not_sent(qtbot, composer):
-    sent = []
+    sent: list[str] = []
     composer.sent.connect(sent.append)
     qtbot.keyClicks(composer.text, "   ")
     qtbot.keyClick(composer.text, Qt.Key.Key_Return)
@@ -41,11 +43,11 @@ def test_nothing_but_spaces_is_not_sent(qtbot, composer):
 
 
 def test_it_grows_to_eight_lines_and_then_scrolls(qtbot, composer):
-    heights = []
+    heights: list[int] = []
     for count in range(1, 12):
         composer.text.setPlainText("\n".join("x" * 3 for _ in range(count)))
         heights.append(composer.text.height())
-    steps = [b - a for a, b in zip(heights, heights[1:], strict=False)]
+    steps = [b - a for a, b in pairwise(heights)]
     assert all(step > 10 for step in steps[:7])
     assert all(step == 0 for step in steps[7:])
     assert composer.text.verticalScrollBarPolicy() == Qt.ScrollBarPolicy.ScrollBarAsNeeded
@@ -60,7 +62,8 @@ def test_a_long_line_that_wraps_makes_it_grow(qtbot, composer):
 
 
 def test_while_an_answer_streams_the_button_and_escape_stop_it(qtbot, composer):
-    sent, stopped = [], []
+    sent: list[str] = []
+    stopped: list[bool] = []
     composer.sent.connect(sent.append)
     composer.stopped.connect(lambda: stopped.append(True))
     composer.set_streaming(True)
@@ -78,7 +81,7 @@ def test_while_an_answer_streams_the_button_and_escape_stop_it(qtbot, composer):
 
 
 def test_editing_keeps_the_draft(qtbot, composer):
-    resent = []
+    resent: list[tuple[int, str]] = []
     composer.resent.connect(lambda number, text: resent.append((number, text)))
     qtbot.keyClicks(composer.text, "draft")
     composer.begin_edit(7, "old text")

@@ -158,7 +158,8 @@ def test_a_long_list_settles_item_by_item():
 FRAGMENTS = st.sampled_from(
     ["# ", "## x\n", "- ", "* a\n", "1. ", "2. b\n", "10) ", "> ", "```", "```py\n", "~~~\n", "`", "**", "*", "_", "~~",
      "\n", "\n\n", "  ", "    ", "\t", "word ", "two words", "| a | b |\n", "|---|:-:|\n", "| 1 |\n", "---\n", "===\n",
-     "***", "[x](http://a.b)", "![p](q)", "<b>", "&amp;", "\\", "- [ ] t\n", "[a]: http://b\n", "[a]", "é😀", "1", "0. z\n"]
+     "***", "[x](http://a.b)", "![p](q)", "<b>", "&amp;", "\\", "- [ ] t\n", "[a]: http://b\n", "[a]", "é😀", "1",
+     "0. z\n"]
 )  # fmt: skip
 
 
@@ -189,7 +190,7 @@ def test_no_text_is_lost(source):
     wanted = ""
     for token in parser.parse(source):
         for child in token.children or ():
-            wanted += "" if child.type in ("image",) else child.content
+            wanted += "" if child.type == "image" else child.content
             wanted += child.content if child.type == "image" else ""
         if token.type in ("fence", "code_block"):
             wanted += token.content
@@ -210,3 +211,27 @@ def test_a_very_long_line_is_cut_into_pieces_that_can_be_laid_out():
     blocks = plain_blocks(text)
     assert max(len(block_text(block)) for block in blocks) <= 4000
     assert "".join(block_text(block) for block in blocks) == text
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(FRAGMENTS.filter(lambda f: "|" not in f), max_size=40).map("".join), st.data())
+def test_very_long_paragraphs_are_cut_at_the_same_places(source, data):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("app.desktop.markdown.PARAGRAPH_LIMIT", 20)
+        grown = MarkdownDocument()
+        position = 0
+        while position < len(source):
+            step = data.draw(st.integers(1, 9))
+            grown.append(source[position : position + step])
+            position += step
+        grown.finish()
+        assert grown.blocks == MarkdownDocument(source).blocks
+
+
+def test_a_paragraph_without_end_stays_cheap_to_grow():
+    document = MarkdownDocument()
+    for _ in range(400):
+        document.append("la femme au martyre, la femme au martyre, ")
+        assert len(document._tail) < 4000
+    document.finish()
+    assert "".join(block_text(block) for block in document.blocks).count("martyre") == 800

@@ -42,7 +42,9 @@ def grow(transcript: Transcript, message: MessageData, text: str) -> None:
 
 def shown(transcript: Transcript, message_id: int) -> list[tuple[int, int, int, int]]:
     item = transcript.item(message_id)
-    return [tuple(item.widgets[index].geometry().getRect()) for index in sorted(item.widgets)]
+    assert item is not None
+    places = [item.widgets[index].geometry() for index in sorted(item.widgets)]
+    return [(place.x(), place.y(), place.width(), place.height()) for place in places]
 
 
 def test_streaming_ends_in_the_picture_of_the_finished_answer(qtbot, themes, transcript):
@@ -233,14 +235,14 @@ def test_code_is_coloured_once_it_is_there(qtbot, transcript):
     qtbot.waitUntil(lambda: transcript.items[0].parsed)
     block = next(w for w in transcript.items[0].widgets.values() if isinstance(w, CodeBlock))
     qtbot.waitUntil(lambda: len(block._colors) == 50)
-    line = dict((text, color) for start, end, color in block._colors[49] for text in [block._lines[49][start:end]])
+    line = {block._lines[49][start:end]: color for start, end, color in block._colors[49]}
     assert line["def"] == "syntax_keyword"
     assert line["f"] == "syntax_function"
     assert line["# y"] == "syntax_comment"
 
 
 def test_links_open_only_what_is_safe(qtbot, transcript):
-    opened = []
+    opened: list[str] = []
     transcript.open_link = opened.append
     transcript.set_messages([MessageData(1, "assistant", "[web](https://example.org/x) [file](file:///etc/passwd)")])
     qtbot.waitUntil(lambda: transcript.items[0].parsed)

@@ -492,7 +492,7 @@ def test_every_button_has_a_name_for_screen_readers(stage):
     stage.controller.open_settings()
     for root in (stage.window, stage.controller._dialog):
         for button in root.findChildren(QAbstractButton):
-            if button.objectName() in ("qt_toolbar_ext_button",) or isinstance(button.parent(), QLineEdit):
+            if button.objectName() == "qt_toolbar_ext_button" or isinstance(button.parent(), QLineEdit):
                 continue
             assert button.accessibleName() or button.text(), button.objectName()
     stage.controller._dialog.reject()
@@ -536,8 +536,11 @@ def test_text_can_be_read_on_its_ground(name):
     theme = LIGHT if name == "light" else DARK
 
     def luminance(color: str) -> float:
-        parts = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4
-                 for part in QColor(color).getRgbF()[:3]]  # fmt: skip
+        shade = QColor(color)
+        parts = [
+            part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4
+            for part in (shade.redF(), shade.greenF(), shade.blueF())
+        ]
         return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
 
     def contrast(a: str, b: str) -> float:

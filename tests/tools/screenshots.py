@@ -100,7 +100,7 @@ def main() -> None:
 
 
 def render(folder: Path, scale: str, only: str) -> None:
-    from PySide6.QtWidgets import QApplication
+    from PySide6.QtWidgets import QApplication, QWidget
 
     folder.mkdir(parents=True, exist_ok=True)
     app = QApplication.instance() or QApplication(sys.argv[:1])
@@ -112,7 +112,8 @@ def render(folder: Path, scale: str, only: str) -> None:
                 with scene(app, look, width, height, state) as stage:
                     extra = prepare(stage)
                     stage.settle(0.35)
-                    picture = (extra or stage.window).grab()
+                    shown = extra if isinstance(extra, QWidget) else stage.window
+                    picture = shown.grab()
                     picture.save(str(folder / f"{state}-{look}-{size}@{scale}x.png"))
 
 
