@@ -13,7 +13,7 @@ from app.cli.options import add_device_arguments, add_json_argument, add_model_a
 from app.cli.terminal import bytes_text, say, write_json
 from engine.batch import LoadedModel
 from engine.errors import RequestError
-from engine.measure import check_tokens, forward_chunks
+from engine.measure import check_tokens, logits_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,8 +43,7 @@ def run(args: argparse.Namespace) -> int:
             try:
                 # Row by row into the file: the logits of a long sequence need not fit into memory.
                 array = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.float32, shape=shape)
-                for start, logits in forward_chunks(model, tokens):
-                    array[start : start + len(logits)] = logits
+                logits_of(model, tokens, out=array)
                 array.flush()
                 del array
                 unfinished.replace(out)
