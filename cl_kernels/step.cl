@@ -162,7 +162,7 @@ __kernel void run_step(
         }
         if (total == 0)
             other[32 * phase] = other[32 * phase + 16] = 0;
-        while (__atomic_load_n(done, __ATOMIC_ACQUIRE) < total)
-            RELAX;
+        for (int turns = 0; __atomic_load_n(done, __ATOMIC_ACQUIRE) < total; turns++)
+            relax(turns);
     }
 }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import platform
+import sys
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
@@ -42,6 +44,9 @@ __kernel void probe(__global const int *w, __global int *out, __global float *ha
     vstore16(load_half16(halves + 16), 0, halves);
 }
 """
+
+
+SPIN_TURNS = 4000
 
 
 class Device:
@@ -95,12 +100,20 @@ class Device:
 
     @property
     def relax(self) -> str:
-        """What a waiting work-group does between two looks."""
-        import platform
+        """What a waiting work-group does between two looks; `turns` counts them.
 
-        return (
-            "__builtin_ia32_pause()" if platform.machine() in ("x86_64", "AMD64") else "mem_fence(CLK_GLOBAL_MEM_FENCE)"
+        A wait is short unless the other thread lost its core to some other program. Then going to sleep for a moment
+        lets the system move that thread here; spinning on would only keep it waiting.
+        """
+        x86 = platform.machine() in ("x86_64", "AMD64")
+        pause = "__builtin_ia32_pause();" if x86 else "mem_fence(CLK_GLOBAL_MEM_FENCE);"
+        if not (x86 and sys.platform == "linux"):
+            return pause
+        nanosleep = (
+            'long nap[2] = {0, 20000}, result; __asm__ volatile("syscall" : "=a"(result) '
+            ': "a"(35L), "D"(nap), "S"(0L) : "rcx", "r11", "memory");'
         )
+        return f"if (turns < {SPIN_TURNS}) {{ {pause} }} else {{ {nanosleep} }}"
 
     def build(self, source: str) -> Any:
         """Compiles a program; raises DeviceError with the first lines of the compiler's complaint."""
@@ -156,9 +169,9 @@ def devices() -> list[Device]:
         platforms = cl.get_platforms()
     except cl.Error:
         return []
-    for platform in platforms:
+    for found in platforms:
         try:
-            handles += platform.get_devices()
+            handles += found.get_devices()
         except cl.Error:
             continue
     ranked = sorted(handles, key=lambda h: (not h.type & cl.device_type.GPU, -h.global_mem_size))

@@ -52,7 +52,7 @@ def step_source(names: Iterable[str], relax: str) -> str:
         f"{{\n    switch (type) {{\n{multiply}    }}\n}}\n"
         "static void embed_row(int type, const __global uchar *w, int row, int k, __global float *out)\n"
         f"{{\n    switch (type) {{\n{embed}    }}\n}}\n"
-        f"#define RELAX {relax}\n"
+        f"static inline void relax(int turns)\n{{\n    {relax}\n}}\n"
     )
     parts += [read("attention.cl"), read("step.cl")]
     return "\n".join(parts)
