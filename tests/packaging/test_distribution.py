@@ -71,10 +71,11 @@ def test_the_wheel_holds_the_programs_and_their_data(tmp_path):
     assert result.returncode == 0, result.stderr
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    tracked = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, check=False).stdout
-    files = [name for name in tracked.splitlines() if (PROJECT / name).is_file()]
-    packages = ("app/", "engine/", "cl_kernels/", "resources/")
-    missing = [name for name in files if name.startswith(packages) and name not in names]
+    packages = ("app", "engine", "cl_kernels", "resources")
+    paths = [path for package in packages for path in (PROJECT / package).rglob("*") if path.is_file()]
+    files = [path.relative_to(PROJECT).as_posix() for path in paths if "__pycache__" not in path.parts]
+    missing = [name for name in files if name not in names]
+    assert any(name.endswith(".cl") for name in files)
     assert missing == []
     assert not any(name.startswith(("tests/", "packaging/", "docs/")) for name in names)
     scripts = next(name for name in names if name.endswith("entry_points.txt"))
