@@ -28,7 +28,6 @@ from PySide6.QtWidgets import (
     QLabel,
     QLineEdit,
     QListView,
-    QMenu,
     QStyle,
     QStyledItemDelegate,
     QStyleOptionViewItem,
@@ -38,7 +37,7 @@ from PySide6.QtWidgets import (
 )
 
 from app.desktop.icons import icon, paint_icon
-from app.desktop.theme import Themes
+from app.desktop.theme import Themes, new_menu
 from app.store import ChatSummary
 
 ROW = 36
@@ -374,7 +373,7 @@ class Sidebar(QFrame):
         chat = self.model.chat_at(index)
         if chat is None:
             return
-        menu = QMenu(self)
+        menu = new_menu(self)
         rename = menu.addAction(icon("edit", self._themes.current.text_soft), "Rename")
         rename.setShortcut(QKeySequence(Qt.Key.Key_F2))
         rename.triggered.connect(lambda: self.rename(chat.id))

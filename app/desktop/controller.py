@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PySide6.QtCore import QObject, QTimer
-from PySide6.QtGui import QGuiApplication
+from PySide6.QtCore import QObject, QTimer, QUrl
+from PySide6.QtGui import QDesktopServices, QGuiApplication
 from PySide6.QtWidgets import QFileDialog
 
 from app.conversation import (
@@ -31,7 +31,7 @@ from app.conversation import (
 from app.desktop.background import Background
 from app.desktop.chat_session import PENDING_ID, ChatSession, ConversationLike, Listener
 from app.desktop.message_item import MessageData
-from app.desktop.model_service import EngineLike, ModelService, as_realm_error
+from app.desktop.model_service import EngineLike, ModelService, as_realm_error, model_name
 from app.desktop.notices import Way
 from app.desktop.preferences import Preferences
 from app.desktop.settings_dialog import SettingsDialog, SettingsValues
@@ -292,7 +292,9 @@ class Controller(QObject):
 
     def _show_placeholder(self) -> None:
         model = self.service.model
-        self.window.composer.set_placeholder(f"Message {model.name}" if model is not None else "Message Realm")
+        self.window.composer.set_placeholder(
+            f"Message {model_name(model.path)}" if model is not None else "Message Realm"
+        )
 
     def _no_model_ways(self) -> tuple[Way, ...]:
         ways = [Way("Open a model file…", self.choose_file)]
@@ -718,8 +720,6 @@ class Controller(QObject):
 
     def show_unexpected(self, summary: str, log_file: Path) -> None:
         """A fault of the program itself: a sentence, and where the details are."""
-        from PySide6.QtCore import QUrl
-        from PySide6.QtGui import QDesktopServices
 
         def show_log() -> None:
             QDesktopServices.openUrl(QUrl.fromLocalFile(str(log_file)))

@@ -16,7 +16,7 @@ from app.desktop.theme import Themes
 PARSE_SLICE = 1500
 """Characters of a stored message that are parsed at a time: a few milliseconds' work."""
 
-MESSAGE_GAP = 14
+MESSAGE_GAP = 10
 OUT_OF_SIGHT = -20_000
 """Where widgets wait for their place, lest they appear below the mouse for a moment and take it for hovering."""
 

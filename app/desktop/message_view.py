@@ -14,7 +14,7 @@ from app.desktop.theme import Themes
 if TYPE_CHECKING:
     from app.desktop.message_item import MessageData
 
-ACTION_ROW = 38
+ACTION_ROW = 34
 BUBBLE_X = 16
 BUBBLE_Y = 11
 MARGIN = 8
@@ -161,7 +161,7 @@ class MessageView(QWidget):
             self.note.setGeometry(MARGIN, y + gap, self.width() - 2 * MARGIN, note_height - gap)
             y += note_height
         own = self._role == "user"
-        row = y + 5
+        row = y + 4
         if own:
             x = self.width() - MARGIN - 30 * len(self._buttons) + 6
         else:

@@ -21,7 +21,7 @@ from PySide6.QtWidgets import (
 )
 
 from app.desktop.icons import icon
-from app.desktop.model_service import ModelService
+from app.desktop.model_service import ModelService, model_name
 from app.desktop.theme import Themes
 from engine.api import DeviceInfo, ModelInfo
 
@@ -280,7 +280,7 @@ class ModelPopup(QWidget):
         box.setContentsMargins(10, 2, 10, 4)
         box.setSpacing(7)
         service = self._service
-        name = service.loading.stem if service.loading is not None else "Starter model"
+        name = model_name(service.loading) if service.loading is not None else "the starter model"
         title = QLabel(("Loading " if service.loading is not None else "Fetching ") + name)
         title.setObjectName("popupTitle")
         title.setWordWrap(True)
@@ -312,7 +312,7 @@ class ModelPopup(QWidget):
         box.setContentsMargins(10, 0, 8, 0)
         words = QVBoxLayout()
         words.setSpacing(2)
-        title = QLabel(model.name)
+        title = QLabel(model_name(model.path))
         title.setObjectName("popupTitle")
         title.setWordWrap(True)
         words.addWidget(title)
@@ -341,7 +341,9 @@ class ModelPopup(QWidget):
         if service.models:
             self._heading(column, "Models on this computer", 6)
         for known in service.models[:12]:
-            row = Row(self._themes, "model", known.name, file_size(known.size), known.path == current)
+            kind = known.path.stem.removeprefix(known.name).lstrip("-._")
+            detail = f"{kind} · {file_size(known.size)}" if kind else file_size(known.size)
+            row = Row(self._themes, "model", known.name, detail, known.path == current)
             row.clicked.connect(self._then_close(partial(self.load_wanted.emit, known.path)))
             column.addWidget(row)
         if service.models:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from engine.errors import RealmError
 
 log = logging.getLogger(__name__)
 POLL_MS = 80
+_NAME_TAIL = re.compile(r"(?:[-._](?:I?Q\d\w*|B?F(?:16|32)|MXFP4\w*|\d{5}-of-\d{5}))+$", re.IGNORECASE)
 RECENT_LIMIT = 12
 
 
@@ -47,7 +49,15 @@ class KnownModel:
 
     @property
     def name(self) -> str:
-        return self.path.stem
+        return model_name(self.path)
+
+
+def model_name(path: Path) -> str:
+    """What people call a model: its file's name without the quantisation type and the number of its part.
+
+    The name inside of a file is often that of a training run.
+    """
+    return _NAME_TAIL.sub("", path.stem) or path.stem
 
 
 class ModelService(QObject):

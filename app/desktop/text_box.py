@@ -187,7 +187,7 @@ class TextBox:
             inset = (self.line_step - self.style.px * 1.32) / 2
             for start, end in self._code:
                 for rect in self.range_rects(start, end):
-                    painter.drawRoundedRect(rect.translated(x, y).adjusted(-2.5, inset, 2.5, -inset), 4, 4)
+                    painter.drawRoundedRect(rect.translated(x, y).adjusted(-1.5, inset, 1.5, -inset), 4, 4)
             painter.restore()
         if selection is not None and selection[1] > selection[0]:
             for rect in self.range_rects(*selection):

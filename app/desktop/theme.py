@@ -8,7 +8,7 @@ from string import Template
 
 from PySide6.QtCore import QObject, Qt, Signal
 from PySide6.QtGui import QColor, QFont, QFontDatabase, QFontInfo, QGuiApplication, QPalette
-from PySide6.QtWidgets import QApplication
+from PySide6.QtWidgets import QApplication, QMenu, QWidget
 
 import resources
 
@@ -225,6 +225,15 @@ class Themes(QObject):
         self._app.setPalette(palette(self.current))
         self._app.setStyleSheet(style_sheet(self.current, self.ui_px, self.small_px))
         self.changed.emit()
+
+
+def new_menu(parent: QWidget) -> QMenu:
+    """A menu whose round corners show what is behind them."""
+    menu = QMenu(parent)
+    kind = Qt.WindowType
+    menu.setWindowFlags(menu.windowFlags() | kind.FramelessWindowHint | kind.NoDropShadowWindowHint)
+    menu.setAttribute(Qt.WidgetAttribute.WA_TranslucentBackground)
+    return menu
 
 
 def system_is_dark() -> bool:

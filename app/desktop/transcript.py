@@ -22,7 +22,7 @@ from PySide6.QtGui import (
     QResizeEvent,
     QShowEvent,
 )
-from PySide6.QtWidgets import QAbstractScrollArea, QFrame, QMenu, QToolButton, QWidget
+from PySide6.QtWidgets import QAbstractScrollArea, QFrame, QToolButton, QWidget
 
 from app.desktop.blocks import BlockWidget
 from app.desktop.icons import icon
@@ -30,7 +30,7 @@ from app.desktop.markdown import is_safe_link
 from app.desktop.message_item import MessageData, MessageItem
 from app.desktop.message_view import MARGIN
 from app.desktop.selection import Place, TranscriptSelection
-from app.desktop.theme import Themes
+from app.desktop.theme import Themes, new_menu
 
 COLUMN = 768
 TOP_PAD = 28
@@ -468,7 +468,7 @@ class Transcript(QAbstractScrollArea):
 
     def contextMenuEvent(self, event: QContextMenuEvent) -> None:
         point = event.pos()
-        menu = QMenu(self)
+        menu = new_menu(self)
         link = self._link_under(point)
 
         def add(text: str, do: Callable[[], object], enabled: bool = True, shortcut: str = "") -> None:

@@ -10,7 +10,7 @@ from PySide6.QtWidgets import QGridLayout, QHBoxLayout, QLabel, QProgressBar, QP
 
 from app.desktop.icons import icon
 from app.desktop.model_popup import file_size, progress_text
-from app.desktop.model_service import ModelService
+from app.desktop.model_service import ModelService, model_name
 from app.desktop.theme import Themes
 
 SUGGESTIONS = (
@@ -100,7 +100,7 @@ class Welcome(QWidget):
                 self._add_suggestions(column)
             case "working":
                 service = self._service
-                name = service.loading.stem if service.loading is not None else "the starter model"
+                name = model_name(service.loading) if service.loading is not None else "the starter model"
                 verb = "Loading" if service.loading is not None else "Fetching"
                 self._title(column, "One moment", f"{verb} {name}")
                 self._add_progress(column)

@@ -19,8 +19,8 @@ from app.desktop.chat_list import Sidebar
 from app.desktop.composer import Composer
 from app.desktop.footer import Footer
 from app.desktop.icons import app_icon, icon
-from app.desktop.model_popup import ModelButton, ModelPopup, progress_text
-from app.desktop.model_service import ModelService
+from app.desktop.model_popup import ModelButton, ModelPopup, device_short, progress_text
+from app.desktop.model_service import ModelService, model_name
 from app.desktop.notices import NoticeArea, Toast
 from app.desktop.theme import Themes
 from app.desktop.transcript import COLUMN, Transcript
@@ -190,13 +190,11 @@ class MainWindow(QMainWindow):
         busy = service.loading is not None or service.fetching is not None
         if service.loading is not None:
             share = f"{fraction:.0%} · {text}" if fraction is not None else text
-            self.model_button.show_text(service.loading.stem, share)
+            self.model_button.show_text(model_name(service.loading), share)
         elif service.fetching is not None:
             self.model_button.show_text("Fetching the starter model", text)
         elif service.model is not None:
-            from app.desktop.model_popup import device_short
-
-            self.model_button.show_text(service.model.name, device_short(service.model.device))
+            self.model_button.show_text(model_name(service.model.path), device_short(service.model.device))
         else:
             self.model_button.show_text("Choose a model", "")
         self.load_bar.setVisible(busy)

@@ -13,10 +13,10 @@ from PySide6.QtWidgets import QAbstractButton, QLineEdit, QPushButton
 
 from app.desktop.chat_session import PENDING_ID
 from app.desktop.main import catch_unexpected
+from app.desktop.model_service import model_name
 from app.store import ChatStore
 from engine.api import StopReason
 from engine.errors import ContextFullError, DeviceError, DownloadError, ModelFileError, OutOfMemoryError
-from tests.desktop.fakes import model_info
 
 
 def test_from_typing_to_the_finished_answer(stage):
@@ -566,5 +566,16 @@ def test_the_store_keeps_what_the_window_showed(stage, tmp_path):
         assert [m.content for m in store.messages(chat.id)] == ["one", "Fine."]
 
 
-def test_model_info_of_the_fake_is_whole():
-    assert model_info(Path("/x")).context_length == 8192
+@pytest.mark.parametrize(
+    ("file_name", "name"),
+    [
+        ("SmolLM2-135M-Instruct.Q4_1.gguf", "SmolLM2-135M-Instruct"),
+        ("Mistral-7B-Instruct-v0.3.Q4_K_M.gguf", "Mistral-7B-Instruct-v0.3"),
+        ("tinyllama-1.1b-chat-v1.0.IQ2_XXS.gguf", "tinyllama-1.1b-chat-v1.0"),
+        ("Llama-3.3-70B-Q8_0-00001-of-00002.gguf", "Llama-3.3-70B"),
+        ("model-f16.gguf", "model"),
+        ("Q8_0.gguf", "Q8_0"),
+    ],
+)
+def test_a_model_is_called_by_its_file_without_the_quantisation(file_name, name):
+    assert model_name(Path("/models") / file_name) == name

@@ -1,8 +1,10 @@
 """Renders the real window in its various states into PNG files.
 
     python -m tests.tools.screenshots FOLDER [--scale 1|2] [--only NAME]
+    python -m tests.tools.screenshots FILE.png --model MODEL.gguf --prompt TEXT... [--device D] [--dark]
 
-Without a display set QT_QPA_PLATFORM=offscreen. --scale is the device pixel ratio.
+The first form scripts the answers; the second has a real model give them. Without a display set
+QT_QPA_PLATFORM=offscreen. --scale is the device pixel ratio.
 """
 
 from __future__ import annotations
@@ -90,11 +92,20 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--scale", default="1")
     parser.add_argument("--only", default="")
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--prompt", action="append", default=[])
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--dark", action="store_true")
+    parser.add_argument("--size", default="1180x820")
     options = parser.parse_args()
     os.environ["QT_SCALE_FACTOR"] = options.scale
     with tempfile.TemporaryDirectory() as data:
         os.environ["REALM_DATA_DIR"] = data
-        render(options.folder, options.scale, options.only)
+        if options.model is not None:
+            render_real(options)
+        else:
+            render(options.folder, options.scale, options.only)
     sys.stdout.flush()
     os._exit(0)
 
@@ -117,8 +128,42 @@ def render(folder: Path, scale: str, only: str) -> None:
                     picture.save(str(folder / f"{state}-{look}-{size}@{scale}x.png"))
 
 
+def render_real(options: argparse.Namespace) -> None:
+    """One picture of a chat with a real model."""
+    from PySide6.QtWidgets import QApplication
+
+    from app.desktop.main import build, real_services
+    from app.store import ChatStore
+
+    app = QApplication(sys.argv[:1])
+    with ChatStore.open() as store:
+        fill(store)
+        store.settings.set("theme", "dark" if options.dark else "light")
+        store.settings.set("device", options.device)
+        sampling = {"temperature": 0.0 if options.seed is None else 0.6, "seed": options.seed}
+        store.settings.set("chat_options", {"max_tokens": 400, "sampling": sampling})
+    window, controller = build(app, real_services(), options.model)
+    window.show()
+    controller.start()
+    stage = Stage(app, window, controller, None)
+    stage.until(lambda: controller.service.model is not None and controller.session is not None, 120)
+    width, _, height = options.size.partition("x")
+    window.resize(int(width), int(height))
+    for prompt in options.prompt:
+        stage.ask(prompt)
+        session = controller.session
+        assert session is not None
+        stage.until(lambda: session.pending, 5)
+        stage.until(lambda: not session.pending, 300)
+        print([message.text for message in session.messages[-1:]], session.figures, sep="\n")
+    stage.settle(1.0)
+    options.folder.parent.mkdir(parents=True, exist_ok=True)
+    window.grab().toImage().save(str(options.folder), quality=0)
+    controller.shut_down()
+
+
 class Stage:
-    def __init__(self, app, window, controller, engine) -> None:
+    def __init__(self, app, window: MainWindow, controller: Controller, engine) -> None:
         self.app, self.window, self.controller, self.engine = app, window, controller, engine
 
     def settle(self, seconds: float) -> None:
