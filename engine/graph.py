@@ -526,7 +526,9 @@ class Graph:
         return widths
 
 
-def rope_frequencies(n_rotated: int, base: float, *, factors: Sequence[float] | None = None) -> NDArray[np.float64]:
+def rope_frequencies(
+    n_rotated: int, base: float, *, factors: Sequence[float] | NDArray[np.float32] | None = None
+) -> NDArray[np.float64]:
     """base^(-2i/n) for i = 0 .. n/2-1, each divided by its factor (llama 3's `rope_freqs` tensor)."""
     i = np.arange(n_rotated // 2, dtype=np.float64)
     frequencies = base ** (-2.0 * i / n_rotated)
@@ -541,8 +543,8 @@ def yarn(
     original_context: int,
     beta_fast: float,
     beta_slow: float,
-) -> tuple[NDArray[np.float64], float]:
-    """YaRN (arXiv 2309.00071): blends interpolated and original frequencies; returns them and the magnitude.
+) -> NDArray[np.float64]:
+    """YaRN (arXiv 2309.00071): blends interpolated and original frequencies.
 
     Fast dimensions keep their frequency, slow ones are divided by `factor`, with a linear ramp between.
     """
@@ -554,5 +556,5 @@ def yarn(
     low = max(0.0, math.floor(dimension(beta_fast)))
     high = min(n - 1.0, math.ceil(dimension(beta_slow)))
     ramp = 1.0 - np.clip((np.arange(n // 2) - low) / max(0.001, high - low), 0.0, 1.0)
-    blended = frequencies / factor * (1.0 - ramp) + frequencies * ramp
-    return blended, 1.0 + 0.1 * math.log(factor)
+    blended: NDArray[np.float64] = frequencies / factor * (1.0 - ramp) + frequencies * ramp
+    return blended

@@ -4,14 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 
-from engine.architectures import llama
+from engine.architectures import (
+    command_r,
+    deepseek2,
+    gemma,
+    glm4,
+    gpt_oss,
+    granite,
+    lfm2,
+    llama,
+    olmo2,
+    phi3,
+    qwen,
+    smollm3,
+    stablelm,
+    starcoder2,
+)
 from engine.errors import UnsupportedModelError
 from engine.gguf import GGUFFile
 from engine.graph import Graph
 
-ARCHITECTURES: Mapping[str, Callable[[GGUFFile], Graph]] = {"llama": llama.build}
-"""general.architecture -> what builds its graph."""
+ARCHITECTURES: Mapping[str, Callable[[GGUFFile, int], Graph]] = {
+    "llama": llama.build,
+    "qwen2": qwen.build,
+    "qwen2moe": qwen.build,
+    "qwen3": qwen.build,
+    "qwen3moe": qwen.build,
+    "gemma": gemma.build_gemma,
+    "gemma2": gemma.build_gemma2,
+    "gemma3": gemma.build_gemma3,
+    "phi3": phi3.build,
+    "granite": granite.build,
+    "olmo2": olmo2.build,
+    "smollm3": smollm3.build,
+    "starcoder2": starcoder2.build,
+    "stablelm": stablelm.build,
+    "command-r": command_r.build,
+    "gpt-oss": gpt_oss.build,
+    "glm4": glm4.build,
+    "deepseek2": deepseek2.build,
+    "lfm2": lfm2.build,
+}
+"""general.architecture -> what builds its graph for sequences of up to so many tokens."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +59,11 @@ class Architecture:
     trained_context_length: int
 
 
-def read_architecture(file: GGUFFile) -> Architecture:
+def read_architecture(file: GGUFFile, context_length: int | None = None) -> Architecture:
     """Builds the graph of a model file.
+
+    context_length: the longest sequence that will run, if not the longest that the model was trained for. Only
+        longrope models depend on it: they rotate differently from a certain length on.
 
     Raises UnsupportedModelError for an architecture that is not in the list, and ModelFileError naming the key or
     tensor where the file contradicts itself.
@@ -32,10 +71,16 @@ def read_architecture(file: GGUFFile) -> Architecture:
     name = file.architecture
     build = ARCHITECTURES.get(name)
     if build is None:
-        known = ", ".join(sorted(ARCHITECTURES))
         raise UnsupportedModelError(
-            f"{file.path.name} is a model of the architecture {name!r}, which Realm does not run yet.",
-            f"Architectures that work: {known}.",
+            f"{file.path.name} is a model of the architecture {name!r}, which Realm does not run yet.", _hint(name)
         )
-    context = file.int(f"{name}.context_length", minimum=1, maximum=1 << 30)
-    return Architecture(name, build(file), context)
+    trained = file.int(f"{name}.context_length", minimum=1, maximum=1 << 30)
+    return Architecture(name, build(file, context_length or trained), trained)
+
+
+def _hint(name: str) -> str:
+    near = get_close_matches(name, ARCHITECTURES, n=3, cutoff=0.4)
+    others = ", ".join(sorted(set(ARCHITECTURES) - set(near)))
+    if not near:
+        return f"Architectures that work: {others}."
+    return f"The nearest that work: {', '.join(near)}. The others: {others}."

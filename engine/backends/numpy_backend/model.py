@@ -1,0 +1,224 @@
+"""A model on numpy.
+
+Memory: up to `budget_bytes` of weights are expanded to float32 once and kept; every other weight is expanded in
+blocks of rows whenever it is used. Keys and values are float32 and allocated as sequences grow into them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.api import DeviceInfo
+from engine.backends.numpy_backend.attention import Positions, attention, short_conv
+from engine.backends.numpy_backend.experts import Assignment, expert_linear, expert_sum, route
+from engine.backends.numpy_backend.rows import activate, gate, join, layer_norm, rms_norm
+from engine.backends.numpy_backend.weights import BLOCK_VALUES, Weights
+from engine.batch import KV_BLOCK, Batch, MemoryUse, Progress
+from engine.gguf import GGUFFile
+from engine.graph import (
+    Activate,
+    Add,
+    Attention,
+    Embed,
+    ExpertLinear,
+    ExpertSum,
+    Gate,
+    Graph,
+    Join,
+    LayerNorm,
+    Linear,
+    Operation,
+    RmsNorm,
+    Route,
+    SelectRows,
+    ShortConv,
+    SoftCap,
+    Value,
+    Weight,
+    inputs,
+    weights_of,
+)
+
+Array = NDArray[np.float32]
+
+
+class Step:
+    """One forward step: the batch and what has been computed so far."""
+
+    def __init__(self, batch: Batch, n_values: int) -> None:
+        self.batch = batch
+        self.at = Positions(batch)
+        self.values: list[Array | None] = [None] * n_values
+        self._assignments: dict[int, Assignment] = {}
+
+    def __getitem__(self, value: Value) -> Array:
+        array = self.values[value.id]
+        assert array is not None
+        return array
+
+    def assignment(self, value: Value) -> Assignment:
+        found = self._assignments.get(value.id)
+        if found is None:
+            found = self._assignments[value.id] = Assignment(self[value])
+        return found
+
+
+Run = Callable[[Step], Array]
+
+
+class NumpyModel:
+    """A LoadedModel (engine/batch.py) on numpy."""
+
+    def __init__(
+        self,
+        file: GGUFFile,
+        graph: Graph,
+        *,
+        n_blocks: int,
+        device: DeviceInfo,
+        budget_bytes: int,
+        progress: Progress,
+        cancelled: Callable[[], bool],
+    ) -> None:
+        self.device = device
+        self.n_vocab = graph.n_vocab
+        self.n_blocks = n_blocks
+        self.max_rows = 256
+        self._graph = graph
+        self._weights = Weights(
+            file, graph.weights(), budget_bytes=budget_bytes, progress=progress, cancelled=cancelled
+        )
+        self.weight_bytes_per_token = int(sum(self._bytes_read(op) for op in graph.operations))
+        # float32 pages that nobody touched cost nothing: the operating system hands them out on first use
+        self._caches = [
+            (np.zeros((n_blocks * KV_BLOCK, keys), np.float32), np.zeros((n_blocks * KV_BLOCK, values), np.float32))
+            for keys, values in graph.cache_widths()
+        ]
+        self._n_values = 1 + max(op.out.id for op in graph.operations)
+        self._plan: list[tuple[int, Run, list[int]]] = []
+        """For each operation its result, how it is computed, and the values that nobody needs after it."""
+        if not cancelled():
+            last_uses = self._last_uses()
+            self._plan = [
+                (op.out.id, self._compile(op), done) for op, done in zip(graph.operations, last_uses, strict=True)
+            ]
+        self._logits_begin = next(
+            (i for i, op in enumerate(graph.operations) if isinstance(op, SelectRows)), len(graph.operations)
+        )
+
+    def memory(self) -> MemoryUse:
+        kv = sum(keys.nbytes + values.nbytes for keys, values in self._caches)
+        widest = max(op.out.width for op in self._graph.operations)
+        return MemoryUse(self._weights.nbytes, kv, 4 * BLOCK_VALUES + 4 * self.max_rows * widest)
+
+    def read_bandwidth(self) -> float | None:
+        return None
+
+    def close(self) -> None:
+        self._weights.clear()
+        self._caches.clear()
+        self._plan.clear()
+
+    def forward(self, batch: Batch) -> Array:
+        step = Step(batch, self._n_values)
+        plan = self._plan if len(batch.logit_rows) else self._plan[: self._logits_begin]
+        values = step.values
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ignore"):
+            for out, run, done in plan:
+                values[out] = run(step)
+                for value in done:
+                    values[value] = None
+        if not len(batch.logit_rows):
+            return np.empty((0, self.n_vocab), np.float32)
+        return step[self._graph.logits]
+
+    def _last_uses(self) -> list[list[int]]:
+        last = {value.id: i for i, op in enumerate(self._graph.operations) for value in inputs(op)}
+        done: list[list[int]] = [[] for _ in self._graph.operations]
+        for value, i in last.items():
+            done[i].append(value)
+        return done
+
+    def _bytes_read(self, op: Operation) -> float:
+        """Weight bytes that an operation reads for one row."""
+        share = op.n_used / op.n_experts if isinstance(op, ExpertLinear) else 1.0
+        rows = (1 if isinstance(op, Embed) else weight.rows * share for weight in weights_of(op))
+        return sum(n * self._weights.row_bytes(weight) for n, weight in zip(rows, weights_of(op), strict=True))
+
+    def _compile(self, op: Operation) -> Run:
+        """An operation as a function of the step, all that does not change between steps looked up."""
+        weights = self._weights
+
+        def optional(weight: Weight | None) -> Array | None:
+            return None if weight is None else weights.vector(weight)
+
+        match op:
+            case Embed():
+                return self._embed(op)
+            case Linear():
+                return self._linear(op)
+            case RmsNorm(_, x, weight, epsilon, heads):
+                w = weights.vector(weight)
+                return lambda s: rms_norm(s[x], w, epsilon, heads)
+            case LayerNorm(_, x, weight, epsilon, bias, heads):
+                w, b = weights.vector(weight), optional(bias)
+                return lambda s: layer_norm(s[x], w, b, epsilon, heads)
+            case Attention(_, q, k, v):
+                keys = self._caches[op.layer][0].reshape(-1, op.n_kv_heads, op.head_width)
+                values = self._caches[op.layer][1].reshape(-1, op.n_kv_heads, op.v_head_width)
+                sinks = optional(op.sinks)
+                return lambda s: attention(op, s.at, s[q], s[k], s[v], keys, values, sinks)
+            case ShortConv(_, x, weight, layer):
+                cache = self._caches[layer][0]
+                return lambda s: short_conv(s.at, s[x], weights.rows(weight, 0, weight.rows), cache)
+            case Gate(_, x, up, activation):
+                return lambda s: gate(activation, s[x], s[up])
+            case Activate(_, x, activation):
+                return lambda s: activate(activation, s[x])
+            case SoftCap(_, x, cap):
+                return lambda s: np.float32(cap) * np.tanh(s[x] / np.float32(cap))
+            case Add(_, x, y):
+                return lambda s: s[x] + s[y]
+            case Join(_, pieces, heads):
+                return lambda s: join([(s[p.x], p.heads, p.start, p.width) for p in pieces], heads)
+            case Route(_, logits, bias=bias):
+                b = optional(bias)
+                return lambda s: route(op, s[logits], b)
+            case ExpertLinear(_, x, routed):
+                return lambda s: expert_linear(op, s.assignment(routed), s[x], weights)
+            case ExpertSum(_, x, routed):
+                return lambda s: expert_sum(s[x], s[routed])
+            case SelectRows(_, x):
+                return lambda s: s[x][s.batch.logit_rows]
+
+    def _embed(self, op: Embed) -> Run:
+        weights, table, scale = self._weights, op.table, np.float32(op.scale)
+        if scale == 1:
+            return lambda s: weights.take(table, s.batch.tokens)
+        return lambda s: weights.take(table, s.batch.tokens) * scale
+
+    def _linear(self, op: Linear) -> Run:
+        weights, x, weight, heads = self._weights, op.x, op.weight, op.heads
+        bias = None if op.bias is None else weights.vector(op.bias)
+        scale = np.float32(op.scale)
+        if bias is None and scale == 1 and heads == 1:
+            return lambda s: weights.multiply(s[x], weight, 0, weight.rows)
+
+        def run(s: Step) -> Array:
+            if heads == 1:
+                out = weights.multiply(s[x], weight, 0, weight.rows)
+            else:
+                parts = s[x].reshape(-1, heads, weight.columns).transpose(1, 0, 2)
+                matrices = weights.rows(weight, 0, weight.rows).reshape(heads, -1, weight.columns)
+                product = parts @ matrices.transpose(0, 2, 1)
+                out = product.transpose(1, 0, 2).reshape(-1, weight.rows)
+            if bias is not None:
+                out += bias
+            if scale != 1:
+                out *= scale
+            return out
+
+        return run
