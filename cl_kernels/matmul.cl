@@ -5,23 +5,32 @@
 
 #define WORDS16(p, i) (((const __global int16 *)(p))[i])
 
+// lane_scales() for all sixteen rows
 static inline __attribute__((always_inline)) void T(scales)(
     const __global uchar *records, int block, float16 *scale, float16 *minimum)
 {
-    // scale and minimum of the block's 32 / SUB parts
-#if SCALES == S_D
-    scale[0] = load_half16(records + (long)block * RECORD_BYTES);
-#elif SCALES == S_DM
-    scale[0] = load_half16(records + (long)block * RECORD_BYTES);
-    minimum[0] = load_half16(records + (long)block * RECORD_BYTES + 32);
-#elif SCALES == S_D32
-    scale[0] = load16((const __global float *)(records + (long)(block / (SUPER / 32)) * RECORD_BYTES));
-#else
     const __global uchar *r = records + (long)(block / (SUPER / 32)) * RECORD_BYTES;
     const int first = (block % (SUPER / 32)) * (32 / SUB);
-    const float16 d = load_half16(r + RECORD_BYTES - (SCALES == S_K ? 32 : 64));
+#if SCALES == S_D
+    scale[0] = FACTOR * load_half16(r);
+#elif SCALES == S_DM
+    scale[0] = FACTOR * load_half16(r);
+    minimum[0] = FACTOR * load_half16(r + 32);
+#elif SCALES == S_D32
+    scale[0] = FACTOR * load16((const __global float *)r);
+#elif SCALES == S_E8M0
+    const int16 e = __builtin_convertvector(vload16(first, r), int16);
+    scale[0] = __builtin_astype(e > 1 ? (e - 1) << 23 : (int16)(0x00200000) << e, float16);
+#elif SCALES == S_UE4M3
+    for (int j = 0; j < 32 / SUB; j++) {
+        // half precision has the same fields with more bits, and another bias
+        const short16 h = __builtin_convertvector(vload16(first + j, r), short16) << (short16)(7);
+        scale[j] = 128.0f * half16_to_float(h);
+    }
+#else
+    const float16 d = FACTOR * load_half16(r + RECORD_BYTES - (SCALES == S_K ? 32 : 64));
 #if SCALES != S_K
-    const float16 dmin = load_half16(r + RECORD_BYTES - 32);
+    const float16 dmin = FACTOR * load_half16(r + RECORD_BYTES - 32);
 #endif
     for (int j = 0; j < 32 / SUB; j++) {
 #if SCALES == S_K
@@ -38,16 +47,10 @@ static inline __attribute__((always_inline)) void T(scales)(
 #endif
 }
 
-#if SCALES == S_DM || SCALES == S_KM || SCALES == S_K4M
-#define HAS_MINIMUM 1
-#else
-#define HAS_MINIMUM 0
-#endif
-
-// acc[t] = 16 rows of the group times activation row t
+// acc[t] = 16 rows of the group times activation row x[t]
 #define DEFINE_DOT(NAME, TILE)                                                                                         \
     static inline __attribute__((always_inline)) void T(NAME)(                                                         \
-        const __global uchar *group, int k, const __global char *x, long x_stride, float16 *acc)                       \
+        const __global uchar *group, int k, const __global char *const *x, float16 *acc)                               \
     {                                                                                                                  \
         const int blocks = k / 32;                                                                                     \
         const __global uchar *records = group + (long)blocks * BLOCK_BYTES;                                            \
@@ -60,7 +63,7 @@ static inline __attribute__((always_inline)) void T(scales)(
             T(scales)(records, b, scale, minimum);                                                                     \
             _Pragma("unroll") for (int t = 0; t < TILE; t++)                                                           \
             {                                                                                                          \
-                const __global char *row = x + t * x_stride;                                                           \
+                const __global char *row = x[t];                                                                       \
                 const __global int *q = (const __global int *)(row + b * 32);                                          \
                 const __global float *x_scale = (const __global float *)(row + k);                                     \
                 const __global float *x_sum = x_scale + blocks;                                                        \
@@ -95,15 +98,11 @@ static inline void T(expand_row)(const __global uchar *weights, int row, int k, 
     for (int b = 0; b < k / 32; b++) {
         int w[8];
         UNPACK(group + (long)b * BLOCK_BYTES, w, WORD_OF_LANE)
-        float16 scale[32 / SUB], minimum[32 / SUB];
-        T(scales)(records, b, scale, minimum);
-        for (int j = 0; j < 32 / SUB; j++) {
-            const float s = ((const float *)&scale[j])[lane];
-            const float m = HAS_MINIMUM ? ((const float *)&minimum[j])[lane] : 0.0f;
-            for (int i = 0; i < SUB; i++) {
-                const int q = (w[j * (SUB / 4) + i / 4] >> (8 * (i % 4))) & 0xff;
-                out[b * 32 + j * SUB + i] = s * (float)(q - (OFFSET)) + m;
-            }
+        float scale[32 / SUB], minimum[32 / SUB];
+        T(lane_scales)(records, b, lane, scale, minimum);
+        for (int i = 0; i < 32; i++) {
+            const int q = (w[i / 4] >> (8 * (i % 4))) & 0xff;
+            out[b * 32 + i] = scale[i / SUB] * (float)(q - (OFFSET)) + (HAS_MINIMUM ? minimum[i / SUB] : 0.0f);
         }
     }
 }

@@ -7,7 +7,7 @@ static inline long T(group_bytes)(int k) { return ((long)k * 16 * ELEMENT_BYTES 
 // Two sums per row take turns, so that additions do not wait for each other.
 #define DEFINE_DOT(NAME, TILE)                                                                                         \
     static inline __attribute__((always_inline)) void T(NAME)(                                                         \
-        const __global uchar *group, int k, const __global char *x, long x_stride, float16 *acc)                       \
+        const __global uchar *group, int k, const __global char *const *x, float16 *acc)                               \
     {                                                                                                                  \
         float16 odd[TILE];                                                                                             \
         for (int t = 0; t < TILE; t++)                                                                                 \
@@ -18,14 +18,14 @@ static inline long T(group_bytes)(int k) { return ((long)k * 16 * ELEMENT_BYTES 
             const float16 b = LOAD16(group + (long)(i + 1) * 16 * ELEMENT_BYTES);                                      \
             _Pragma("unroll") for (int t = 0; t < TILE; t++)                                                           \
             {                                                                                                          \
-                const __global float *row = (const __global float *)(x + t * x_stride);                                \
+                const __global float *row = (const __global float *)x[t];                                              \
                 acc[t] += a * row[i];                                                                                  \
                 odd[t] += b * row[i + 1];                                                                              \
             }                                                                                                          \
         }                                                                                                              \
         if (i < k)                                                                                                     \
             for (int t = 0; t < TILE; t++)                                                                             \
-                acc[t] += LOAD16(group + (long)i * 16 * ELEMENT_BYTES) * ((const __global float *)(x + t * x_stride))[i]; \
+                acc[t] += LOAD16(group + (long)i * 16 * ELEMENT_BYTES) * ((const __global float *)x[t])[i];            \
         for (int t = 0; t < TILE; t++)                                                                                 \
             acc[t] += odd[t];                                                                                          \
     }

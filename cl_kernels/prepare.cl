@@ -38,71 +38,178 @@ static inline __attribute__((always_inline)) void quantise_block(
     sums[blocks + 2 * block + 1] = sum_b;
 }
 
-#define PREPARE_COPY 0 // x
-#define PREPARE_NORM 1 // x / rms(x) * weight
-#define PREPARE_SILU 2 // silu(x) * weight, where weight is the row of `up`
+// e^x only grows useful between -87 and 88, and exp16 keeps to that.
+static inline __attribute__((always_inline)) float16 tanh16(float16 x)
+{
+    return 1.0f - 2.0f / (exp16(2.0f * x) + 1.0f);
+}
 
-static inline float inverse_rms(const __global float *x, int k, float epsilon)
+static inline __attribute__((always_inline)) float16 sigmoid16(float16 x) { return 1.0f / (1.0f + exp16(-x)); }
+
+// Activations, numbered as in lowering.py
+#define ACT_IDENTITY 0
+#define ACT_SILU 1
+#define ACT_GELU 2 // the approximation by tanh
+#define ACT_SIGMOID 3
+#define ACT_CLAMPED_SWIGLU 4 // gpt-oss; needs `up`
+#define ACT_SOFTCAP 5        // cap * tanh(x / cap)
+
+static inline __attribute__((always_inline)) float16 activate16(int act, float16 x, float cap)
+{
+    switch (act) {
+    case ACT_SILU:
+        return x * sigmoid16(x);
+    case ACT_GELU:
+        return 0.5f * x * (1.0f + tanh16(0.79788456080286535588f * x * (1.0f + 0.044715f * x * x)));
+    case ACT_SIGMOID:
+        return sigmoid16(x);
+    case ACT_SOFTCAP:
+        return cap * tanh16(x / cap);
+    default:
+        return x;
+    }
+}
+
+static inline __attribute__((always_inline)) float16 gate16(int act, float16 gate, float16 up)
+{
+    if (act == ACT_CLAMPED_SWIGLU) {
+        gate = min(gate, (float16)(7.0f));
+        up = clamp(up, (float16)(-7.0f), (float16)(7.0f));
+        return gate * sigmoid16(1.702f * gate) * (up + 1.0f);
+    }
+    return activate16(act, gate, 0.0f) * up;
+}
+
+#define PREPARE_COPY 0
+#define PREPARE_RMS_NORM 1   // x / rms(x) * weight
+#define PREPARE_LAYER_NORM 2 // (x - mean) / deviation * weight + bias
+#define PREPARE_GATE 3       // gate(x, second)
+#define PREPARE_SCALAR_GATE 4 // activate(x[0]) * second
+#define PREPARE_ACTIVATE 5
+
+// What a row is made of: see PREPARE_*. `second` is the row of `up`, or the weight of a norm.
+typedef struct {
+    int how, act, k;
+    float epsilon, cap;
+    const __global float *x, *second, *bias;
+} Row;
+
+static inline float sum_of_squares(const __global float *x, int k, float mean)
 {
     float16 even = (float16)(0.0f), odd = (float16)(0.0f);
     int i = 0;
     for (; i + 32 <= k; i += 32) {
-        const float16 a = load16(x + i), b = load16(x + i + 16);
+        const float16 a = load16(x + i) - mean, b = load16(x + i + 16) - mean;
         even += a * a;
         odd += b * b;
     }
     float sum = sum16(even + odd);
     for (; i < k; i++)
-        sum += x[i] * x[i];
-    return 1.0f / sqrt(sum / (float)k + epsilon);
+        sum += (x[i] - mean) * (x[i] - mean);
+    return sum;
 }
 
-static inline __attribute__((always_inline)) float16 prepare_16(int how, float16 x, float16 w, float norm)
+static inline float sum_of(const __global float *x, int k)
 {
-    if (how == PREPARE_NORM)
-        return x * norm * w;
-    if (how == PREPARE_SILU)
-        return x / (1.0f + exp16(-x)) * w;
-    return x;
+    float16 sum16s = (float16)(0.0f);
+    int i = 0;
+    for (; i + 16 <= k; i += 16)
+        sum16s += load16(x + i);
+    float sum = sum16(sum16s);
+    for (; i < k; i++)
+        sum += x[i];
+    return sum;
+}
+
+// mean and 1 / deviation (or 1 / rms, with mean 0) of a row that is normalised
+static inline float2 norm_of(const Row *r)
+{
+    if (r->how != PREPARE_RMS_NORM && r->how != PREPARE_LAYER_NORM)
+        return (float2)(0.0f, 1.0f);
+    const float mean = r->how == PREPARE_LAYER_NORM ? sum_of(r->x, r->k) / (float)r->k : 0.0f;
+    return (float2)(mean, 1.0f / sqrt(sum_of_squares(r->x, r->k, mean) / (float)r->k + r->epsilon));
+}
+
+static inline __attribute__((always_inline)) float16 row16(const Row *r, float2 norm, float16 x, float16 second, float16 bias)
+{
+    switch (r->how) {
+    case PREPARE_RMS_NORM:
+        return x * norm.y * second;
+    case PREPARE_LAYER_NORM:
+        return (x - norm.x) * norm.y * second + bias;
+    case PREPARE_GATE:
+    case PREPARE_SCALAR_GATE:
+        return gate16(r->act, x, second);
+    case PREPARE_ACTIVATE:
+        return activate16(r->act, x, r->cap);
+    default:
+        return x;
+    }
+}
+
+static inline __attribute__((always_inline)) float16 row16_at(const Row *r, float2 norm, int i)
+{
+    const float16 x = r->how == PREPARE_SCALAR_GATE ? (float16)(r->x[0]) : load16(r->x + i);
+    return row16(r, norm, x, r->second ? load16(r->second + i) : (float16)(0.0f),
+                 r->bias ? load16(r->bias + i) : (float16)(0.0f));
 }
 
 // Writes the row as int8 (unless q is 0) and as float32 (unless f is 0). k is a multiple of 32 where q is wanted.
-static inline void prepare_row(
-    int how, const __global float *x, const __global float *weight, int k, float epsilon, __global char *q,
-    __global float *f)
+static inline void prepare_row(const Row *r, __global char *q, __global float *f)
 {
-    const float norm = how == PREPARE_NORM ? inverse_rms(x, k, epsilon) : 0.0f;
+    const float2 norm = norm_of(r);
     int i = 0;
-    for (; i + 32 <= k; i += 32) {
-        float16 lo = load16(x + i), hi = load16(x + i + 16);
-        if (how != PREPARE_COPY) {
-            lo = prepare_16(how, lo, load16(weight + i), norm);
-            hi = prepare_16(how, hi, load16(weight + i + 16), norm);
-        }
+    for (; i + 32 <= r->k; i += 32) {
+        const float16 lo = row16_at(r, norm, i), hi = row16_at(r, norm, i + 16);
         if (q)
-            quantise_block(lo, hi, i / 32, k, q);
+            quantise_block(lo, hi, i / 32, r->k, q);
         if (f) {
             vstore16(lo, 0, f + i);
             vstore16(hi, 0, f + i + 16);
         }
     }
-    for (; i < k; i++)
-        f[i] = prepare_16(how, (float16)(x[i]), (float16)(how == PREPARE_COPY ? 0.0f : weight[i]), norm).s0;
+    for (; i < r->k; i++)
+        f[i] = row16(r, norm, (float16)(r->x[r->how == PREPARE_SCALAR_GATE ? 0 : i]),
+                     (float16)(r->second ? r->second[i] : 0.0f), (float16)(r->bias ? r->bias[i] : 0.0f)).s0;
 }
 
-// 16 results of a matrix product: bias and residual added, columns beyond n left out.
-static inline __attribute__((always_inline)) void store_outputs(
-    float16 v, int column, int n, __global float *out, const __global float *bias, const __global float *residual)
+// A matrix product: which rows go in and where results go.
+typedef struct {
+    int n, k, rows;
+    float scale;
+    const __global char *x;
+    long x_stride; // bytes between rows of x
+    __global float *out;
+    const __global float *bias, *residual; // bias of all n outputs; residual lies like out
+    int out_stride, column_base;           // floats between rows of out; the weights' row that is output 0
+    int heads, head;                       // row t of x is row t * heads + head: each head has its own matrix
+    const __global int *entries;           // for experts: row * used + slot, instead of 0, 1, 2 ...
+    int used, shared;                      // shared: all slots of a row read the same row of x
+} Product;
+
+static inline __attribute__((always_inline)) const __global char *product_input(const Product *p, int t)
 {
-    if (column + 16 <= n) {
-        if (bias)
-            v += load16(bias + column);
+    const int i = p->entries ? (p->shared ? p->entries[t] / p->used : p->entries[t]) : t * p->heads + p->head;
+    return p->x + i * p->x_stride;
+}
+
+// 16 results of a product: bias, scale and residual applied, outputs beyond n left out.
+static inline __attribute__((always_inline)) void product_output(const Product *p, int t, int weight_row, float16 v)
+{
+    const int column = weight_row - p->column_base;
+    const long at = (long)(p->entries ? p->entries[t] : t) * p->out_stride;
+    __global float *out = p->out + at;
+    const __global float *residual = p->residual ? p->residual + at : 0;
+    if (column + 16 <= p->n) {
+        if (p->bias)
+            v += load16(p->bias + column);
+        v *= p->scale;
         if (residual)
             v += load16(residual + column);
         vstore16(v, 0, out + column);
     } else {
-        for (int i = 0; column + i < n; i++)
-            out[column + i] = ((const float *)&v)[i] + (bias ? bias[column + i] : 0.0f)
+        for (int i = 0; column + i < p->n; i++)
+            out[column + i] = (((const float *)&v)[i] + (p->bias ? p->bias[column + i] : 0.0f)) * p->scale
                               + (residual ? residual[column + i] : 0.0f);
     }
 }

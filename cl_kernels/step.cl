@@ -12,11 +12,19 @@
 #define OP_ATTEND 4
 #define OP_COMBINE 5
 #define OP_ADD 6
+#define OP_COPY 7
+#define OP_ROUTE 8
+#define OP_SORT 9
+#define OP_EXPERTS 10
+#define OP_EXPERT_SUM 11
+#define OP_STORE_ROW 12
+#define OP_CONVOLVE 13
 
+// What the fields mean is said where an operation reads them; lowering.py fills them in.
 typedef struct {
-    int kind, type, logit_rows, n, k, chunk, heads, kv_heads, head_width, how, table, stride;
-    float epsilon, scale;
-    int unused[2];
+    int kind, type, logit_rows, n, k, chunk, heads, kv_heads, head_width, value_width, how, act, gather, table, start;
+    int window, experts, used, shared, renormalise, groups, groups_used, out_stride, unused;
+    float epsilon, scale, cap, unused_float;
     long p[8];
 } Op;
 
@@ -52,42 +60,145 @@ static int count_chunks(const __global Op *op, const __global int *in)
         return in[IN_TILES] * (op->heads / op->chunk);
     case OP_COMBINE:
         return in[IN_COMBINES];
+    case OP_SORT:
+        return rows ? 1 : 0;
+    case OP_EXPERTS: // as many chunks for each expert in use
+        return rows ? *(const __global int *)op->p[5] * ((op->n / 16 + op->chunk - 1) / op->chunk) : 0;
+    case OP_PREPARE:
+        return rows * op->heads;
     default:
         return rows;
     }
 }
 
-static void attend_chunk(const __global Op *op, const __global int *in, int c)
+// Where the cache of the row's sequence has position `position`: the number of the cell.
+static inline long cell_of(const __global int *in, int row, int position)
 {
-    // p: q, keys, values, out, partials; op->chunk heads share one key/value head
-    const int parts = op->heads / op->chunk, part = c % parts;
-    const __global int *tile = in + in[IN_AT_TILES] + TILE_WORDS * (c / parts);
-    const int row = tile[0], padded = (op->head_width + 15) / 16 * 16, head = part * op->chunk;
-    const int stride = op->heads * op->head_width;
     const int sequence = in[in[IN_AT_SEQUENCES] + row];
-    attend_tile(FLOATS(op->p[0]) + (long)row * stride + head * op->head_width, stride, tile[1], tile[2], op->chunk,
-                head / (op->heads / op->kv_heads), op->kv_heads, op->head_width, op->scale,
-                (const __global ushort *)op->p[1], (const __global ushort *)op->p[2],
-                in + in[IN_AT_BLOCKS] + (long)sequence * in[IN_MAX_BLOCKS], tile[3], tile[4],
-                FLOATS(op->p[3]) + (long)row * stride + head * op->head_width,
-                tile[5] < 0 ? 0 : FLOATS(op->p[4]) + ((long)tile[5] * op->heads + head) * (padded + 2));
+    return (long)in[in[IN_AT_BLOCKS] + (long)sequence * in[IN_MAX_BLOCKS] + position / POSITIONS] * POSITIONS
+           + position % POSITIONS;
 }
 
+// p: q, keys, values, out, partials, sinks; op->chunk query heads go together and share a key/value head
+static void attend_chunk(const __global Op *op, const __global int *in, int c)
+{
+    const int parts = op->heads / op->chunk, head = c % parts * op->chunk;
+    const __global int *tile = in + in[IN_AT_TILES] + TILE_WORDS * (c / parts);
+    const int row = tile[0], position = tile[2];
+    Attend a;
+    a.q_stride = op->heads * op->head_width;
+    a.out_stride = op->heads * op->value_width;
+    a.q = FLOATS(op->p[0]) + (long)row * a.q_stride + head * op->head_width;
+    a.rows = tile[1];
+    a.heads = op->chunk;
+    a.row_position = position;
+    a.first = tile[3];
+    a.last = tile[4];
+    if (op->window) // blocks that no row of the tile sees any more
+        a.first = min(a.last, max(a.first, max(0, position - op->window + 1) / POSITIONS * POSITIONS));
+    a.kv_head = head / (op->heads / op->kv_heads);
+    a.kv_heads = op->kv_heads;
+    a.head_width = op->head_width;
+    a.value_width = op->value_width;
+    a.scale = op->scale;
+    a.softcap = op->cap;
+    a.window = op->window;
+    a.keys = (const __global ushort *)op->p[1];
+    a.values = (const __global ushort *)op->p[2];
+    a.block_table = in + in[IN_AT_BLOCKS] + (long)in[in[IN_AT_SEQUENCES] + row] * in[IN_MAX_BLOCKS];
+    a.sinks = op->p[5] ? FLOATS(op->p[5]) + head : 0;
+    a.out = FLOATS(op->p[3]) + (long)row * a.out_stride + head * op->value_width;
+    a.partial = tile[5] < 0 ? 0
+                            : FLOATS(op->p[4]) + ((long)tile[5] * op->heads + head) * (padded16(op->value_width) + 2);
+    attend_tile(&a);
+}
+
+// p: q, k, v, keys, values; n: rotated columns, from `start` on, by rope table `table`
 static void store_kv_chunk(const __global Op *op, const __global int *in, int row)
 {
-    // p: q, k, v, keys, values
-    const int position = in[in[IN_AT_POSITIONS] + row], sequence = in[in[IN_AT_SEQUENCES] + row];
-    const int block = in[in[IN_AT_BLOCKS] + (long)sequence * in[IN_MAX_BLOCKS] + position / POSITIONS];
+    const long cell = cell_of(in, row, in[in[IN_AT_POSITIONS] + row]);
     __global float *q = FLOATS(op->p[0]) + (long)row * op->heads * op->head_width;
     __global float *k = FLOATS(op->p[1]) + (long)row * op->kv_heads * op->head_width;
-    const __global float *v = FLOATS(op->p[2]) + (long)row * op->kv_heads * op->head_width;
+    const __global float *v = FLOATS(op->p[2]) + (long)row * op->kv_heads * op->value_width;
     if (op->n) {
         const __global float *table = (const __global float *)(in + in[IN_AT_ROPE + op->table]) + (long)row * op->n;
-        rotate_row(q, op->heads, op->head_width, table, op->n / 2, op->how);
-        rotate_row(k, op->kv_heads, op->head_width, table, op->n / 2, op->how);
+        rotate_row(q, op->heads, op->head_width, op->start, table, op->n / 2, op->how);
+        rotate_row(k, op->kv_heads, op->head_width, op->start, table, op->n / 2, op->how);
     }
-    store_kv_row(k, v, op->kv_heads, op->head_width, block, position % POSITIONS, (__global ushort *)op->p[3],
-                 (__global ushort *)op->p[4]);
+    store_kv_row(k, v, op->kv_heads, op->head_width, op->value_width, cell / POSITIONS, cell % POSITIONS,
+                 (__global ushort *)op->p[3], (__global ushort *)op->p[4]);
+}
+
+// p: x, second (of op->used parts), int8 out, float out, bias; `heads` parts of k columns in each row
+static void prepare_chunk(const __global Op *op, const __global int *in, int c)
+{
+    const int row = c / op->heads, part = c % op->heads;
+    const long from = (op->gather ? in[in[IN_AT_LOGIT_ROWS] + row] : row) * op->heads + part;
+    Row r;
+    r.how = op->how;
+    r.act = op->act;
+    r.k = op->k;
+    r.epsilon = op->epsilon;
+    r.cap = op->cap;
+    r.x = FLOATS(op->p[0]) + from * (op->how == PREPARE_SCALAR_GATE ? 1 : op->k);
+    const int gate = op->how == PREPARE_GATE || op->how == PREPARE_SCALAR_GATE;
+    const long at = (gate ? from : part % op->used) * op->k;
+    r.second = op->p[1] ? FLOATS(op->p[1]) + at : 0;
+    r.bias = op->p[4] ? FLOATS(op->p[4]) + at : 0;
+    prepare_row(&r, op->p[2] ? (__global char *)(op->p[2] + c * prepared_bytes(op->k)) : 0,
+                op->p[3] ? FLOATS(op->p[3]) + (long)c * op->k : 0);
+}
+
+// p: weights, x, out, bias, residual; n outputs in all, of `heads` matrices; how: x is float32
+static void matmul_chunk(const __global Op *op, int rows, int c)
+{
+    Product p;
+    p.n = p.out_stride = op->n;
+    p.k = op->k;
+    p.rows = rows;
+    p.scale = op->scale;
+    p.x = (const __global char *)op->p[1];
+    p.x_stride = op->how ? 4L * op->k : prepared_bytes(op->k);
+    p.out = FLOATS(op->p[2]);
+    p.bias = FLOATS(op->p[3]);
+    p.residual = FLOATS(op->p[4]);
+    p.column_base = 0;
+    p.heads = op->heads;
+    p.entries = 0;
+    const int groups = (op->n + 15) / 16, per_head = groups / op->heads, end = min((c + 1) * op->chunk, groups);
+    for (int first = c * op->chunk; first < end;) {
+        p.head = first / per_head;
+        const int last = min(end, (p.head + 1) * per_head);
+        matmul_rows(op->type, BYTES(op->p[0]), first, last, &p);
+        first = last;
+    }
+}
+
+// p: weights, x, out, bias, -, sorted; n outputs of each of `experts` matrices
+static void experts_chunk(const __global Op *op, int c)
+{
+    const __global int *sorted = (const __global int *)op->p[5];
+    const int groups = op->n / 16, chunks = (groups + op->chunk - 1) / op->chunk, which = c / chunks;
+    const int expert = SORTED_NUMBERS(sorted)[which];
+    const int begin = SORTED_BEGINS(sorted, op->experts)[which];
+    Product p;
+    p.n = p.out_stride = op->n;
+    p.k = op->k;
+    p.rows = SORTED_BEGINS(sorted, op->experts)[which + 1] - begin;
+    p.scale = 1.0f;
+    p.x = (const __global char *)op->p[1];
+    p.x_stride = op->how ? 4L * op->k : prepared_bytes(op->k);
+    p.out = FLOATS(op->p[2]);
+    p.bias = op->p[3] ? FLOATS(op->p[3]) + (long)expert * op->n : 0;
+    p.residual = 0;
+    p.column_base = expert * op->n;
+    p.heads = 1;
+    p.head = 0;
+    p.entries = SORTED_ENTRIES(sorted, op->experts) + begin;
+    p.used = op->used;
+    p.shared = op->shared;
+    const int first = c % chunks * op->chunk;
+    matmul_rows(op->type, BYTES(op->p[0]), expert * groups + first, expert * groups + min(first + op->chunk, groups), &p);
 }
 
 static void run_chunk(const __global Op *op, const __global int *in, int c)
@@ -95,42 +206,84 @@ static void run_chunk(const __global Op *op, const __global int *in, int c)
     const int rows = op->logit_rows ? in[IN_LOGIT_ROWS] : in[IN_ROWS];
     switch (op->kind) {
     case OP_EMBED: { // p: weights, out
-        const int token = in[in[IN_AT_TOKENS] + c];
-        embed_row(op->type, BYTES(op->p[0]), token, op->k, FLOATS(op->p[1]) + (long)c * op->k);
+        __global float *out = FLOATS(op->p[1]) + (long)c * op->k;
+        embed_row(op->type, BYTES(op->p[0]), in[in[IN_AT_TOKENS] + c], op->k, out);
+        if (op->scale != 1.0f)
+            for (int i = 0; i < op->k; i++)
+                out[i] *= op->scale;
         break;
     }
-    case OP_PREPARE: { // p: x, weight or up, int8 out, float out; how & 8: x is gathered by the logit rows
-        const long from = (op->how & 8) ? in[in[IN_AT_LOGIT_ROWS] + c] : c;
-        const int how = op->how & 7;
-        prepare_row(how, FLOATS(op->p[0]) + from * op->k,
-                    FLOATS(op->p[1]) + (how == PREPARE_SILU ? from * op->k : 0), op->k, op->epsilon,
-                    op->p[2] ? (__global char *)(op->p[2] + c * prepared_bytes(op->k)) : 0,
-                    op->p[3] ? FLOATS(op->p[3]) + (long)c * op->k : 0);
+    case OP_PREPARE:
+        prepare_chunk(op, in, c);
         break;
-    }
-    case OP_MATMUL: { // p: weights, x, out, bias, residual
-        const int first = c * op->chunk;
-        matmul_rows(op->type, BYTES(op->p[0]), first, min(first + op->chunk, (op->n + 15) / 16), op->n, op->k,
-                    (const __global char *)op->p[1], rows, FLOATS(op->p[2]), op->n, FLOATS(op->p[3]), FLOATS(op->p[4]));
+    case OP_MATMUL:
+        matmul_chunk(op, rows, c);
         break;
-    }
     case OP_STORE_KV:
         store_kv_chunk(op, in, c);
         break;
     case OP_ATTEND:
         attend_chunk(op, in, c);
         break;
-    case OP_COMBINE: { // p: partials, out
+    case OP_COMBINE: { // p: partials, out, sinks
         const __global int *w = in + in[IN_AT_COMBINES] + COMBINE_WORDS * c;
-        const int padded = (op->head_width + 15) / 16 * 16;
-        combine_partials(FLOATS(op->p[0]) + (long)w[1] * op->heads * (padded + 2), w[2], op->heads, op->head_width,
-                         FLOATS(op->p[1]) + (long)w[0] * op->heads * op->head_width);
+        combine_partials(FLOATS(op->p[0]) + (long)w[1] * op->heads * (padded16(op->value_width) + 2), w[2], op->heads,
+                         op->value_width, FLOATS(op->p[2]),
+                         FLOATS(op->p[1]) + (long)w[0] * op->heads * op->value_width);
         break;
     }
     case OP_ADD: { // p: a, b, out
         const long at = (long)c * op->k;
         for (int i = 0; i < op->k; i++)
             FLOATS(op->p[2])[at + i] = FLOATS(op->p[0])[at + i] + FLOATS(op->p[1])[at + i];
+        break;
+    }
+    case OP_COPY: { // p: x, out; columns start .. start + k - 1 of each of x's `used` parts of n columns become the
+                    // columns from `table` on of each of out's `heads` parts of out_stride columns
+        for (int h = 0; h < op->heads; h++) {
+            const __global float *from = FLOATS(op->p[0]) + ((long)c * op->used + h % op->used) * op->n + op->start;
+            __global float *to = FLOATS(op->p[1]) + ((long)c * op->heads + h) * op->out_stride + op->table;
+            for (int i = 0; i < op->k; i++)
+                to[i] = from[i];
+        }
+        break;
+    }
+    case OP_ROUTE: // p: logits, out, bias
+        route_row(FLOATS(op->p[0]) + (long)c * op->experts, op->experts, op->used, op->how, FLOATS(op->p[2]),
+                  op->groups, op->groups_used, op->renormalise, op->scale, FLOATS(op->p[1]) + (long)c * 2 * op->used);
+        break;
+    case OP_SORT: // p: route, sorted
+        sort_by_expert(FLOATS(op->p[0]), rows, op->experts, op->used, (__global int *)op->p[1]);
+        break;
+    case OP_EXPERTS:
+        experts_chunk(op, c);
+        break;
+    case OP_EXPERT_SUM: { // p: x, route, out
+        const __global float *route = FLOATS(op->p[1]) + (long)c * 2 * op->used + op->used;
+        for (int i = 0; i < op->k; i++) {
+            float sum = 0.0f;
+            for (int s = 0; s < op->used; s++)
+                sum += route[s] * FLOATS(op->p[0])[((long)c * op->used + s) * op->k + i];
+            FLOATS(op->p[2])[(long)c * op->k + i] = sum;
+        }
+        break;
+    }
+    case OP_STORE_ROW: { // p: x, cache of float32 rows
+        __global float *to = FLOATS(op->p[1]) + cell_of(in, c, in[in[IN_AT_POSITIONS] + c]) * op->k;
+        for (int i = 0; i < op->k; i++)
+            to[i] = FLOATS(op->p[0])[(long)c * op->k + i];
+        break;
+    }
+    case OP_CONVOLVE: { // p: cache, weight [k][n taps], out
+        const int position = in[in[IN_AT_POSITIONS] + c];
+        __global float *out = FLOATS(op->p[2]) + (long)c * op->k;
+        for (int i = 0; i < op->k; i++)
+            out[i] = 0.0f;
+        for (int j = max(0, op->n - 1 - position); j < op->n; j++) {
+            const __global float *x = FLOATS(op->p[0]) + cell_of(in, c, position - (op->n - 1) + j) * op->k;
+            for (int i = 0; i < op->k; i++)
+                out[i] += FLOATS(op->p[1])[(long)i * op->n + j] * x[i];
+        }
         break;
     }
     }

@@ -11,30 +11,62 @@ from typing import Literal
 
 from engine.errors import UnsupportedModelError
 from engine.graph import (
+    Activate,
+    Activation,
     Add,
     Attention,
     Embed,
+    ExpertLinear,
+    ExpertSum,
     Gate,
+    Gating,
     Graph,
+    Join,
+    LayerNorm,
     Linear,
     Operation,
     RmsNorm,
     Rope,
+    Route,
     SelectRows,
+    ShortConv,
+    SoftCap,
     Value,
     Weight,
+    inputs,
 )
 
-Kind = Literal["embed", "prepare", "matmul", "store_kv", "attend", "combine", "add"]
-PREPARE_COPY, PREPARE_NORM, PREPARE_SILU, GATHER = 0, 1, 2, 8
+Kind = Literal[
+    "embed", "prepare", "matmul", "store_kv", "attend", "combine", "add", "copy", "route", "sort", "experts",
+    "expert_sum", "store_row", "convolve",
+]  # fmt: skip
+COPY, RMS_NORM, LAYER_NORM, GATE, SCALAR_GATE, ACTIVATE = range(6)
+ACTIVATIONS = {
+    Activation.IDENTITY: 0,
+    Activation.SILU: 1,
+    Activation.GELU: 2,
+    Activation.SIGMOID: 3,
+    Activation.CLAMPED_SWIGLU: 4,
+}
+SOFTCAP = 5
+GATINGS = {Gating.SOFTMAX: 0, Gating.SIGMOID: 1, Gating.CHOSEN_SOFTMAX: 2}
 
 MAX_QUERIES = 32
 """Query vectors that one tile of attention takes, as in attention.cl."""
 
+MAX_EXPERTS = 1024
+"""As in experts.cl."""
+
+GROUP = 16
+"""Rows of weights that lie together; outputs of stacked matrices must be a multiple."""
+
 
 @dataclass(eq=False)
 class Buffer:
-    """Scratch memory, bytes per row; `offset` is given once all phases are known."""
+    """Scratch memory of so many bytes per row of the batch, all rows of a buffer together.
+
+    `offset` is given once all phases are known: bytes per row of the buffers before it.
+    """
 
     row_bytes: int
     offset: int = -1
@@ -53,7 +85,7 @@ Place = Buffer | Cache | Weight | Literal["partials"] | None
 
 @dataclass(frozen=True)
 class Step:
-    """One operation of step.cl; `places` become its pointers."""
+    """One operation of step.cl; `places` become its pointers, the other fields its fields of the same name."""
 
     kind: Kind
     places: tuple[Place, ...]
@@ -61,24 +93,40 @@ class Step:
     type: str = ""
     n: int = 0
     k: int = 0
-    heads: int = 0
-    kv_heads: int = 0
-    head_width: int = 0
-    how: int = 0
-    table: int = 0
     chunk: int = 1
+    heads: int = 1
+    kv_heads: int = 1
+    head_width: int = 0
+    value_width: int = 0
+    how: int = 0
+    act: int = 0
+    gather: bool = False
+    table: int = 0
+    start: int = 0
+    window: int = 0
+    experts: int = 0
+    used: int = 1
+    shared: bool = False
+    renormalise: bool = False
+    groups: int = 1
+    groups_used: int = 1
+    out_stride: int = 0
     epsilon: float = 0.0
-    scale: float = 0.0
+    scale: float = 1.0
+    cap: float = 0.0
 
 
 @dataclass
 class Program:
+    """Phases of steps. cache_bytes: bytes of one position in the cache of (layer, what)."""
+
     phases: list[list[Step]]
     ropes: list[Rope]
     logits: Buffer
     scratch_bytes_per_row: int
     logit_bytes_per_row: int
     attentions: list[Attention] = field(default_factory=list)
+    cache_bytes: dict[Cache, int] = field(default_factory=dict)
 
 
 def prepared_bytes(k: int) -> int:
@@ -86,8 +134,12 @@ def prepared_bytes(k: int) -> int:
     return -(-(k + k // 32 * 12 + k // 16 * 4) // 64) * 64
 
 
+def padded16(width: int) -> int:
+    return -(-width // 16) * 16
+
+
 def lower(graph: Graph, types: dict[str, str], is_float: dict[str, bool], workers: int) -> Program:
-    """Lowers a graph.
+    """Lowers a graph. Raises UnsupportedModelError for shapes that the kernels do not take.
 
     types: tensor name -> quantisation type; is_float: type -> whether its product reads float32 rows.
     workers: how many work-groups run at once; products are cut into about eight chunks for each.
@@ -103,14 +155,16 @@ class _Lowering:
         self.workers = workers
         self.users: dict[int, list[Operation]] = {}
         for op in graph.operations:
-            for value in _inputs(op):
+            for value in inputs(op):
                 self.users.setdefault(value.id, []).append(op)
         self.phases: list[list[Step]] = []
         self.floats: dict[int, Buffer] = {}
-        self.quantised: dict[int, Buffer] = {}
+        self.quantised: dict[tuple[int, int], Buffer] = {}  # (value, columns of one prepared row)
+        self.sorted: dict[int, Buffer] = {}
         self.logit_values: set[int] = set()
         self.done: set[int] = set()
         self.ropes: list[Rope] = []
+        self.cache_bytes: dict[Cache, int] = {}
 
     def run(self) -> Program:
         for op in self.graph.operations:
@@ -119,37 +173,51 @@ class _Lowering:
         logits = self.floats[self.graph.logits.id]
         scratch, logit_bytes = self._assign_offsets(logits)
         attentions = [op for op in self.graph.operations if isinstance(op, Attention)]
-        return Program(self.phases, self.ropes, logits, scratch, logit_bytes, attentions)
+        return Program(self.phases, self.ropes, logits, scratch, logit_bytes, attentions, self.cache_bytes)
 
     def _lower(self, op: Operation) -> None:
-        on_logits = any(v.id in self.logit_values for v in _inputs(op)) or isinstance(op, SelectRows)
+        on_logits = isinstance(op, SelectRows) or any(v.id in self.logit_values for v in inputs(op))
         if on_logits:
             self.logit_values.add(op.out.id)
+        row = Step("prepare", (), on_logits, k=op.out.width)
         match op:
-            case Embed(out, table):
-                self._emit(Step("embed", (table, self._float(out)), type=self.types[table.name], k=table.columns))
-            case RmsNorm(out, x, weight, epsilon):
-                self._prepare(out, x, weight, PREPARE_NORM, on_logits, epsilon)
-            case Gate(out, gate, up):
-                self._prepare(out, gate, self.floats[up.id], PREPARE_SILU, on_logits)
-            case SelectRows(out, x):
-                self._prepare(out, x, None, PREPARE_COPY | GATHER, True)
+            case Embed(out=out, table=table, scale=scale):
+                places = (table, self._float(out))
+                self._emit(Step("embed", places, type=self.types[table.name], k=table.columns, scale=scale))
+            case RmsNorm() | LayerNorm():
+                self._norm(op, row)
+            case Gate(out=out, gate=gate, up=up, activation=activation):
+                how = SCALAR_GATE if gate.width == 1 and up.width != 1 else GATE
+                self._prepare(replace(row, how=how, act=ACTIVATIONS[activation]), out, gate, self.floats[up.id])
+            case Activate(out=out, x=x, activation=activation):
+                self._prepare(replace(row, how=ACTIVATE, act=ACTIVATIONS[activation]), out, x)
+            case SoftCap(out=out, x=x, cap=cap):
+                self._prepare(replace(row, how=ACTIVATE, act=SOFTCAP, cap=cap), out, x)
+            case SelectRows(out=out, x=x):
+                self._prepare(replace(row, gather=True), out, x)
             case Linear():
                 self._linear(op, on_logits)
             case Attention():
                 self._attention(op)
-            case Add(out, a, b):
-                places = (self.floats[a.id], self.floats[b.id], self._float(out))
-                self._emit(Step("add", places, on_logits, k=out.width))
-            case _:
-                raise UnsupportedModelError(
-                    f"This model needs the operation {type(op).__name__}, for which Realm has no OpenCL kernel yet.",
-                    "Choose the device numpy.",
-                )
+            case Add(out=out, a=a, b=b):
+                places3 = (self.floats[a.id], self.floats[b.id], self._float(out))
+                self._emit(Step("add", places3, on_logits, k=out.width))
+            case Join():
+                self._join(op, on_logits)
+            case Route():
+                self._route(op, on_logits)
+            case ExpertLinear():
+                self._expert_linear(op, on_logits)
+            case ExpertSum(out=out, x=x, route=route):
+                places3 = (self.floats[x.id], self.floats[route.id], self._float(out))
+                self._emit(Step("expert_sum", places3, on_logits, k=out.width, used=route.width // 2))
+            case ShortConv():
+                self._short_conv(op)
 
     def _emit(self, step: Step) -> None:
         last = self.phases[-1] if self.phases else []
-        if step.kind == "matmul" and last and last[0].kind == "matmul" and last[0].places[1] is step.places[1]:
+        together = ("matmul", "experts")
+        if last and step.kind in together and last[0].kind == step.kind and last[0].places[1] is step.places[1]:
             last.append(step)
         else:
             self.phases.append([step])
@@ -157,28 +225,51 @@ class _Lowering:
     def _float(self, value: Value) -> Buffer:
         return self.floats.setdefault(value.id, Buffer(4 * value.width))
 
-    def _prepare(self, out: Value, x: Value, second: Place, how: int, on_logits: bool, epsilon: float = 0.0) -> None:
-        forms = {self._form(user) for user in self.users.get(out.id, [])}
-        quantised = self.quantised.setdefault(out.id, Buffer(prepared_bytes(out.width))) if "int8" in forms else None
-        plain = self._float(out) if forms != {"int8"} else None
-        places = (self.floats[x.id], second, quantised, plain)
-        self._emit(Step("prepare", places, on_logits, k=out.width, how=how, epsilon=epsilon))
+    def _norm(self, op: RmsNorm | LayerNorm, row: Step) -> None:
+        width = op.out.width // op.heads
+        bias = op.bias if isinstance(op, LayerNorm) else None
+        how = LAYER_NORM if isinstance(op, LayerNorm) else RMS_NORM
+        # `used` parts of the weight take turns: one for all heads, or each its own
+        parts = op.weight.rows * op.weight.columns // width
+        step = replace(row, how=how, k=width, heads=op.heads, used=parts, epsilon=op.epsilon)
+        self._prepare(step, op.out, op.x, op.weight, bias)
 
-    def _form(self, user: Operation) -> str:
-        if isinstance(user, Linear) and not self.is_float[self.types[user.weight.name]]:
-            return "int8"
-        return "float"
+    def _prepare(self, step: Step, out: Value, x: Value, second: Place = None, bias: Place = None) -> None:
+        """Emits the step in the forms that the users of its result read: int8, float32 or both."""
+        rows = {self._int8_columns(user, out) for user in self.users.get(out.id, [])}
+        wanted = step.k if step.k in rows and step.heads == 1 else 0
+        quantised = self.quantised.setdefault((out.id, wanted), Buffer(prepared_bytes(wanted))) if wanted else None
+        plain = self._float(out) if rows != {wanted} or not wanted else None
+        self._emit(replace(step, places=(self.floats[x.id], second, quantised, plain, bias)))
+
+    def _int8_columns(self, user: Operation, value: Value) -> int:
+        """How long the int8 rows are that the operation reads the value in, or 0 where it reads float32."""
+        if not isinstance(user, Linear | ExpertLinear) or user.x.id != value.id:
+            return 0
+        return 0 if self.is_float[self.types[user.weight.name]] else user.weight.columns
+
+    def _input(self, x: Value, weight: Weight, on_logits: bool) -> Buffer:
+        """x in the form that a product with the weight reads, in rows as long as the weight's."""
+        if self.is_float[self.types[weight.name]]:
+            return self.floats[x.id]
+        columns = weight.columns
+        found = self.quantised.get((x.id, columns))
+        if found is None:
+            parts = x.width // columns
+            found = self.quantised[x.id, columns] = Buffer(parts * prepared_bytes(columns))
+            places = (self.floats[x.id], None, found, None, None)
+            self._emit(Step("prepare", places, on_logits, k=columns, heads=parts))
+        return found
 
     def _linear(self, op: Linear, on_logits: bool) -> None:
         type_ = self.types[op.weight.name]
-        if self.is_float[type_]:
-            x = self.floats[op.x.id]
-        else:
-            if op.x.id not in self.quantised:
-                self.quantised[op.x.id] = Buffer(prepared_bytes(op.x.width))
-                places = (self.floats[op.x.id], None, self.quantised[op.x.id], None)
-                self._emit(Step("prepare", places, on_logits, k=op.x.width, how=PREPARE_COPY))
-            x = self.quantised[op.x.id]
+        x = self._input(op.x, op.weight, on_logits)
+        if op.heads > 1 and op.weight.rows // op.heads % GROUP:
+            raise UnsupportedModelError(
+                f"The tensor {op.weight.name!r} has {op.weight.rows // op.heads} rows per head; "
+                f"the OpenCL kernels need a multiple of {GROUP}.",
+                "Choose the device numpy.",
+            )
         out, residual = op.out, None
         users = self.users.get(op.out.id, [])
         if len(users) == 1 and isinstance(users[0], Add):
@@ -189,7 +280,7 @@ class _Lowering:
                 self.done.add(add.out.id)
                 if on_logits:
                     self.logit_values.add(add.out.id)
-        groups = -(-op.weight.rows // 16)
+        groups = -(-op.weight.rows // GROUP)
         self._emit(
             Step(
                 "matmul",
@@ -199,6 +290,9 @@ class _Lowering:
                 n=op.weight.rows,
                 k=op.weight.columns,
                 chunk=max(1, groups // (8 * self.workers)),
+                heads=op.heads,
+                how=int(self.is_float[type_]),
+                scale=op.scale,
             )
         )
 
@@ -210,6 +304,8 @@ class _Lowering:
                 self.ropes.append(op.rope)
         q, k, v = (self.floats[value.id] for value in (op.q, op.k, op.v))
         keys, values = Cache(op.layer, "keys"), Cache(op.layer, "values")
+        self.cache_bytes[keys] = 2 * op.n_kv_heads * op.head_width
+        self.cache_bytes[values] = 2 * op.n_kv_heads * padded16(op.v_head_width)
         shape = Step(
             "store_kv",
             (q, k, v, keys, values),
@@ -217,15 +313,97 @@ class _Lowering:
             heads=op.n_heads,
             kv_heads=op.n_kv_heads,
             head_width=op.head_width,
+            value_width=op.v_head_width,
             how=int(op.rope is not None and op.rope.interleaved),
             table=table,
+            start=op.rope_start,
+            window=op.window,
             scale=op.scale,
+            cap=op.softcap,
         )
         self._emit(shape)
         out = self._float(op.out)
         heads = heads_per_tile(op)
-        self._emit(replace(shape, kind="attend", places=(q, keys, values, out, "partials"), chunk=heads))
-        self._emit(replace(shape, kind="combine", places=("partials", out)))
+        places = (q, keys, values, out, "partials", op.sinks)
+        self._emit(replace(shape, kind="attend", places=places, chunk=heads))
+        self._emit(replace(shape, kind="combine", places=("partials", out, op.sinks)))
+
+    def _join(self, op: Join, on_logits: bool) -> None:
+        out, at = self._float(op.out), 0
+        steps = []
+        for piece in op.pieces:
+            steps.append(
+                Step(
+                    "copy",
+                    (self.floats[piece.x.id], out),
+                    on_logits,
+                    n=piece.x.width // piece.heads,
+                    k=piece.width,
+                    heads=op.heads,
+                    used=piece.heads,
+                    start=piece.start,
+                    table=at,
+                    out_stride=op.out.width // op.heads,
+                )
+            )
+            at += piece.width
+        self.phases.append(steps)
+
+    def _route(self, op: Route, on_logits: bool) -> None:
+        if op.logits.width > MAX_EXPERTS:
+            raise UnsupportedModelError(
+                f"This model has {op.logits.width} experts; the OpenCL kernels take up to {MAX_EXPERTS}.",
+                "Choose the device numpy.",
+            )
+        step = Step(
+            "route",
+            (self.floats[op.logits.id], self._float(op.out), op.bias),
+            on_logits,
+            how=GATINGS[op.gating],
+            experts=op.logits.width,
+            used=op.n_used,
+            groups=op.groups,
+            groups_used=op.groups_used,
+            renormalise=op.renormalise,
+            scale=op.scale,
+        )
+        self._emit(step)
+        # room for the entries of each row, and for the numbers and beginnings of the experts even in one row
+        self.sorted[op.out.id] = Buffer(4 * (op.n_used + 2 + 2 * op.logits.width))
+        places = (self.floats[op.out.id], self.sorted[op.out.id])
+        self._emit(replace(step, kind="sort", places=places))
+
+    def _expert_linear(self, op: ExpertLinear, on_logits: bool) -> None:
+        type_ = self.types[op.weight.name]
+        outputs = op.weight.rows // op.n_experts
+        if outputs % GROUP:
+            raise UnsupportedModelError(
+                f"The experts in {op.weight.name!r} have {outputs} rows; the OpenCL kernels need a multiple of {GROUP}.",
+                "Choose the device numpy.",
+            )
+        x = self._input(op.x, op.weight, on_logits)
+        self._emit(
+            Step(
+                "experts",
+                (op.weight, x, self._float(op.out), op.bias, None, self.sorted[op.route.id]),
+                on_logits,
+                type=type_,
+                n=outputs,
+                k=op.weight.columns,
+                chunk=max(1, outputs // GROUP // 4),
+                how=int(self.is_float[type_]),
+                experts=op.n_experts,
+                used=op.n_used,
+                shared=op.x.width == op.weight.columns,
+            )
+        )
+
+    def _short_conv(self, op: ShortConv) -> None:
+        cache = Cache(op.layer, "keys")
+        self.cache_bytes[cache] = 4 * op.x.width
+        self._emit(Step("store_row", (self.floats[op.x.id], cache), k=op.x.width))
+        places = (cache, op.weight, self._float(op.out))
+        self._emit(Step("convolve", places, n=op.weight.columns, k=op.x.width))
 
     def _assign_offsets(self, logits: Buffer) -> tuple[int, int]:
         """First fit over lifetimes: a buffer lives from its first phase to its last. Returns bytes per row."""
@@ -261,13 +439,3 @@ def heads_per_tile(op: Attention) -> int:
     group = op.n_heads // op.n_kv_heads
     return next(n for n in range(min(group, MAX_QUERIES), 0, -1) if group % n == 0)
 
-
-def _inputs(op: Operation) -> list[Value]:
-    match op:
-        case RmsNorm(x=x) | Linear(x=x) | SelectRows(x=x):
-            return [x]
-        case Attention(q=q, k=k, v=v):
-            return [q, k, v]
-        case Gate(gate=a, up=b) | Add(a=a, b=b):
-            return [a, b]
-    return []

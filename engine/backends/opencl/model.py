@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.api import DeviceInfo
 from engine.backends.opencl.formats import FORMATS
-from engine.backends.opencl.lowering import Buffer, Cache, Step, heads_per_tile, lower
+from engine.backends.opencl.lowering import MAX_QUERIES, Buffer, Cache, Kind, Step, heads_per_tile, lower, padded16
 from engine.backends.opencl.platforms import devices
 from engine.backends.opencl.source import step_source
 from engine.backends.opencl.weights import DeviceWeights
@@ -32,21 +32,18 @@ MAX_SPLITS = 16
 
 PARTIAL_SLOTS = 512
 
-KINDS = {"embed": 0, "prepare": 1, "matmul": 2, "store_kv": 3, "attend": 4, "combine": 5, "add": 6}
+KINDS = {kind: number for number, kind in enumerate(get_args(Kind))}
 
 OP_INTEGERS = (
-    "kind", "type", "logit_rows", "n", "k", "chunk", "heads", "kv_heads", "head_width", "how", "table", "stride",
+    "kind", "type", "logit_rows", "n", "k", "chunk", "heads", "kv_heads", "head_width", "value_width", "how", "act",
+    "gather", "table", "start", "window", "experts", "used", "shared", "renormalise", "groups", "groups_used",
+    "out_stride", "unused",
 )  # fmt: skip
+OP_FLOATS = ("epsilon", "scale", "cap", "unused_float")
 OP = np.dtype(
-    [
-        *[(name, np.int32) for name in OP_INTEGERS],
-        ("epsilon", np.float32),
-        ("scale", np.float32),
-        ("unused", np.int32, 2),
-        ("p", np.int64, 8),
-    ]
+    [*((name, np.int32) for name in OP_INTEGERS), *((name, np.float32) for name in OP_FLOATS), ("p", np.int64, 8)]
 )
-"""One operation; the struct Op of step.cl."""
+"""One operation; the struct Op of step.cl. Fields have the names of Step's."""
 
 HEADER_WORDS = 16
 """Words at the start of a step's input; IN_* in step.cl. The offsets of the rope tables follow from word 13."""
@@ -78,10 +75,17 @@ class OpenCLModel:
         self._buffers: list[Any] = []
         self._parity = 0
         weights = graph.weights()
-        self._weights = DeviceWeights(file, self._on, weights)
+        self._weights = DeviceWeights(file, self._on, graph)
         is_float = {name: FORMATS[name].is_float for name in self._weights.format_names()}
         self._program = lower(graph, self._weights.types, is_float, self._on.workers)
-        self._check(graph)
+        if len(self._program.ropes) > MAX_ROPES:
+            raise UnsupportedModelError(
+                f"This model has {len(self._program.ropes)} kinds of rotary embedding; "
+                f"the OpenCL kernels take up to {MAX_ROPES}.",
+                "Choose the device numpy.",
+            )
+        attentions = self._program.attentions
+        widest = max((padded16(max(op.head_width, op.v_head_width)) for op in attentions), default=16)
         tables = {op.table.name for op in graph.operations if isinstance(op, Embed)}
         read = {w.name for phase in self._program.phases for step in phase for w in step.places
                 if isinstance(w, Weight) and step.kind != "embed"}  # fmt: skip
@@ -91,7 +95,7 @@ class OpenCLModel:
         try:
             names = self._weights.format_names()
             progress("compiling", 0.0, ", ".join(names))
-            program = self._on.build(step_source(names, self._on.relax))
+            program = self._on.build(step_source(names, self._on.relax, widest))
             self._step = cl.Kernel(program, "run_step")
             self._tools = self._on.build(_TOOLS)
             progress("compiling", 1.0, ", ".join(names))
@@ -207,15 +211,6 @@ class OpenCLModel:
             start = end
         return tiles, combines
 
-    def _check(self, graph: Graph) -> None:
-        if graph.head_width > 256:
-            raise UnsupportedModelError(
-                f"This model has attention heads of {graph.head_width} numbers; the OpenCL kernels take up to 256.",
-                "Choose the device numpy.",
-            )
-        if len(self._program.ropes) > MAX_ROPES:
-            raise UnsupportedModelError("This model has too many kinds of rotary embedding for the OpenCL kernels.")
-
     def _allocate(self, graph: Graph, n_blocks: int) -> None:
         import pyopencl as cl
 
@@ -224,17 +219,13 @@ class OpenCLModel:
             self._buffers.append(buffer)
             return buffer
 
-        padded = -(-graph.head_width // 16) * 16
-        cells = n_blocks * KV_BLOCK * graph.n_kv_heads * 2
-        self._caches = {
-            (layer, what): allocate(cells * width)
-            for layer in range(graph.n_layers)
-            for what, width in (("keys", graph.head_width), ("values", padded))
-        }
-        self._kv_bytes = cells * (graph.head_width + padded) * graph.n_layers
-        widest = max((op.n_heads for op in self._program.attentions), default=0)
-        self._partial_bytes = 4 * PARTIAL_SLOTS * widest * (padded + 2)
-        self._tile_rows = min((max(1, 32 // heads_per_tile(op)) for op in self._program.attentions), default=1)
+        positions = n_blocks * KV_BLOCK
+        self._caches = {cache: allocate(positions * size) for cache, size in self._program.cache_bytes.items()}
+        self._kv_bytes = positions * sum(self._program.cache_bytes.values())
+        attentions = self._program.attentions
+        widest = max((op.n_heads * (padded16(op.v_head_width) + 2) for op in attentions), default=0)
+        self._partial_bytes = 4 * PARTIAL_SLOTS * widest
+        self._tile_rows = min((max(1, MAX_QUERIES // heads_per_tile(op)) for op in attentions), default=1)
         self._partials = allocate(self._partial_bytes)
         self._scratch = allocate(self._program.scratch_bytes_per_row * MAX_ROWS)
         self._logits_buffer = allocate(self._program.logit_bytes_per_row * MAX_LOGIT_ROWS)
@@ -260,7 +251,7 @@ class OpenCLModel:
             if isinstance(place, Buffer):
                 return logits if place is self._program.logits else scratch + place.offset * MAX_ROWS
             if isinstance(place, Cache):
-                return cache_bases[place.layer, place.what]
+                return cache_bases[place]
             if isinstance(place, Weight):
                 index, offset = self._weights.place[place.name]
                 return weight_bases[index] + offset
@@ -271,8 +262,7 @@ class OpenCLModel:
         for op, step in zip(ops, steps, strict=True):
             op["kind"] = KINDS[step.kind]
             op["type"] = type_names.index(step.type) if step.type else 0
-            for name in ("logit_rows", "n", "k", "chunk", "heads", "kv_heads", "head_width", "how", "table",
-                         "epsilon", "scale"):  # fmt: skip
+            for name in (*OP_INTEGERS[2:-1], *OP_FLOATS[:-1]):
                 op[name] = getattr(step, name)
             op["p"][: len(step.places)] = [pointer(place) for place in step.places]
         counts = np.array([len(phase) for phase in self._program.phases], np.int32)

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.backends.opencl import gpu_source
 from engine.backends.opencl.formats import FORMATS, GROUP
 from engine.backends.opencl.platforms import Device
 from engine.backends.opencl.source import repack_source
 from engine.batch import Progress
 from engine.errors import OutOfMemoryError, UnsupportedModelError
 from engine.gguf import GGUFFile
-from engine.graph import Weight
+from engine.graph import Embed, ExpertLinear, Graph, Linear, Weight
 from engine.quants import dequantize
 
 STAGING_BYTES = 16 << 20
@@ -28,10 +29,13 @@ class DeviceWeights:
     place: tensor name -> (buffer index, offset).
     """
 
-    def __init__(self, file: GGUFFile, device: Device, weights: list[Weight]) -> None:
+    def __init__(self, file: GGUFFile, device: Device, graph: Graph, *, on_gpu: bool = False) -> None:
         self.file = file
+        self.on_gpu = on_gpu
         self.device = device
-        self.weights = weights
+        self.on_gpu = device.executor == "simt"
+        self.weights = weights = graph.weights()
+        self.matrices = _matrices(graph)
         self.types = {w.name: self._type(w) for w in weights}
         self.place: dict[str, tuple[int, int]] = {}
         limit = int(device.handle.max_mem_alloc_size)
@@ -57,7 +61,7 @@ class DeviceWeights:
 
     def format_names(self) -> list[str]:
         """The types of the matrices, in the order in which operations number them."""
-        return sorted({self.types[w.name] for w in self.weights if w.rows > 1})
+        return sorted({self.types[name] for name in self.matrices})
 
     def bytes_per_token(self, weights: list[Weight]) -> int:
         return sum(self._bytes(w) for w in weights)
@@ -69,8 +73,12 @@ class DeviceWeights:
         context, queue = self.device.context, self.device.queue
         self.buffers = [cl.Buffer(context, cl.mem_flags.READ_WRITE, size) for size in self.sizes]
         names = self.format_names()
-        program = self.device.build(repack_source(names))
-        kernels = {name: cl.Kernel(program, f"repack_{name}") for name in names}
+        if self.on_gpu:
+            program = self.device.build(gpu_source.repack_source(names), [])
+        else:
+            program = self.device.build(repack_source(names))
+        kernel_name = "repack_items" if self.on_gpu else "repack"
+        kernels = {name: cl.Kernel(program, f"{kernel_name}_{name}") for name in names}
         staging = cl.Buffer(context, cl.mem_flags.READ_ONLY, STAGING_BYTES)
         done = 0
         for weight in self.weights:
@@ -78,8 +86,8 @@ class DeviceWeights:
                 break
             buffer, offset = self.place[weight.name]
             data = self.file.data(weight.name)
-            if weight.rows == 1:
-                values = dequantize(self.file.tensors[weight.name].type, data)[0]
+            if weight.name not in self.matrices:
+                values = dequantize(self.file.tensors[weight.name].type, data)
                 cl.enqueue_copy(queue, self.buffers[buffer], values, dst_offset=offset)
             else:
                 self._repack(kernels[self.types[weight.name]], staging, data, weight, buffer, offset)
@@ -106,6 +114,7 @@ class DeviceWeights:
             raise UnsupportedModelError(f"The rows of the tensor {weight.name!r} are too long ({data.shape[1]} bytes).")
         for first in range(0, weight.rows, rows_at_once):
             part = data[first : first + rows_at_once]
+            groups = -(-len(part) // GROUP)
             cl.enqueue_copy(queue, staging, part, is_blocking=True)
             kernel.set_args(
                 staging,
@@ -114,23 +123,41 @@ class DeviceWeights:
                 self.buffers[buffer],
                 np.int64(offset + first // GROUP * group_bytes),
             )
-            cl.enqueue_nd_range_kernel(queue, kernel, (-(-len(part) // GROUP),), (1,))
+            if self.on_gpu:
+                if len(part) % GROUP:
+                    last = offset + (first // GROUP + groups - 1) * group_bytes
+                    cl.enqueue_fill_buffer(queue, self.buffers[buffer], np.zeros(1, np.int32), last, group_bytes)
+                format_ = FORMATS[self.types[weight.name]]
+                items = weight.columns if format_.is_float else weight.columns // 32
+                cl.enqueue_nd_range_kernel(queue, kernel, (GROUP * groups, items), (GROUP, 1))
+            else:
+                cl.enqueue_nd_range_kernel(queue, kernel, (groups,), (1,))
             queue.finish()
 
     def _bytes(self, weight: Weight) -> int:
-        if weight.rows == 1:
-            return -(-weight.columns * 4 // 64) * 64
+        if weight.name not in self.matrices:
+            return -(-weight.rows * weight.columns * 4 // 64) * 64
         return FORMATS[self.types[weight.name]].weight_bytes(weight.rows, weight.columns)
 
     def _type(self, weight: Weight) -> str:
         name = self.file.tensors[weight.name].type.name
-        if weight.rows > 1 and name not in FORMATS:
+        if weight.name in self.matrices and name not in FORMATS:
             raise UnsupportedModelError(
                 f"The tensor {weight.name!r} of {self.file.path.name} is of the type {name}, "
                 "for which Realm has no OpenCL kernel yet.",
                 "Choose the device numpy, or a model in one of " + ", ".join(FORMATS) + ".",
             )
         return name
+
+
+def _matrices(graph: Graph) -> set[str]:
+    """The tensors that are read by rows or multiplied; all others are plain float32 vectors."""
+    names = set()
+    for op in graph.operations:
+        match op:
+            case Embed(table=weight) | Linear(weight=weight) | ExpertLinear(weight=weight):
+                names.add(weight.name)
+    return names
 
 
 def _release_pages(data: NDArray[np.uint8]) -> None:
