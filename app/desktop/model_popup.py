@@ -194,7 +194,7 @@ class ModelPopup(QWidget):
         self._card.setGraphicsEffect(shadow)
         outer.addWidget(self._card)
         inner = QVBoxLayout(self._card)
-        inner.setContentsMargins(0, 0, 0, 0)
+        inner.setContentsMargins(3, 3, 3, 3)
         self._scroll = QScrollArea(self._card)
         self._scroll.setWidgetResizable(True)
         self._scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
@@ -254,6 +254,7 @@ class ModelPopup(QWidget):
         if old is not None:
             old.deleteLater()
         self._scroll.setWidget(page)
+        page.setAutoFillBackground(False)  # the card's round corners stay in sight
         wish = page.sizeHint().height() + 4
         limit = max(260, self._window.height() - 90)
         self._scroll.setFixedHeight(min(wish, limit))
