@@ -25,6 +25,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "detokenize": ("detokenize", "turn token ids into text"),
     "template": ("template", "render messages through a chat template"),
     "perplexity": ("perplexity", "measure how well a model predicts a text"),
+    "compare": ("compare", "compare two models, or one on two devices"),
+    "quantize": ("quantize", "write a model in another quantisation"),
     "bench": ("bench", "measure speed and memory"),
 }
 

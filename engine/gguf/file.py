@@ -31,6 +31,7 @@ class GGUFFile(TypedKeys):
         metadata: key -> int, float, bool, str, numeric np.ndarray (read-only) or list[str].
         value_types: key -> the type of the value in the file in words: "uint32", "an array of 49152 strings".
         tensors: name -> TensorInfo, in the file's order.
+        part_paths: of the file, or of all parts; TensorInfo.part counts them.
     """
 
     def __init__(self, path: Path) -> None:
@@ -44,6 +45,8 @@ class GGUFFile(TypedKeys):
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(
             {name: info for part in parts for name, info in part.tensors.items()}
         )
+        self.part_paths: tuple[Path, ...] = tuple(part.path for part in parts)
+        self._key_spans = parts[0].key_spans
         self._bytes: list[NDArray[np.uint8]] = [np.frombuffer(part.map, np.uint8) for part in parts]
 
     @classmethod
@@ -61,6 +64,13 @@ class GGUFFile(TypedKeys):
             raise ValueError(f"{self.path.name} is closed")
         data = self._bytes[info.part][info.offset : info.offset + info.nbytes]
         return data.reshape(-1, info.type.row_bytes(info.shape[-1]))
+
+    def key_bytes(self, key: str) -> bytes:
+        """The entry of a key as the file has it: name, type and value. Raises KeyError for an unknown key."""
+        start, end = self._key_spans[key]
+        if not self._bytes:
+            raise ValueError(f"{self.path.name} is closed")
+        return self._bytes[0][start:end].tobytes()
 
     def close(self) -> None:
         """Lets go of the map. Arrays that data() gave stay valid: the last of them unmaps the file."""

@@ -66,7 +66,7 @@ _OTHER_FORMATS = (  # first bytes of files that are mistaken for models
 
 @dataclass(frozen=True)
 class Part:
-    """One file, parsed."""
+    """One file, parsed. key_spans: key -> the first byte of its entry in the file, and the byte after the last."""
 
     path: Path
     map: mmap.mmap
@@ -75,6 +75,7 @@ class Part:
     alignment: int
     metadata: dict[str, Any]
     value_types: dict[str, str]
+    key_spans: dict[str, tuple[int, int]]
     tensors: dict[str, TensorInfo]
 
 
@@ -110,6 +111,7 @@ class _Parser:
         self.position = 0
         self.metadata: dict[str, Any] = {}
         self.value_types: dict[str, str] = {}
+        self.key_spans: dict[str, tuple[int, int]] = {}
 
     def parse(self) -> Part:
         version = self._version()
@@ -125,7 +127,17 @@ class _Parser:
             raise self._damaged(f"the key general.architecture must be a string, but the file has {found}")
         infos = self._tensor_infos(n_tensors)
         tensors = self._place(infos, alignment)
-        return Part(self.path, self.map, self.size, version, alignment, self.metadata, self.value_types, tensors)
+        return Part(
+            self.path,
+            self.map,
+            self.size,
+            version,
+            alignment,
+            self.metadata,
+            self.value_types,
+            self.key_spans,
+            tensors,
+        )
 
     # ---- header
 
@@ -169,6 +181,7 @@ class _Parser:
     # ---- keys
 
     def _key(self, index: int, n_keys: int) -> None:
+        begin = self.position
         where = f"the name of key {index + 1} of {n_keys}"
         key = self._string(where)
         if not key:
@@ -188,6 +201,7 @@ class _Parser:
             raise self._damaged(f"{where} has the unknown value type {value_type}")
         self.metadata[key] = value
         self.value_types[key] = name
+        self.key_spans[key] = (begin, self.position)
 
     def _array(self, where: str) -> tuple[Any, str]:
         element = int(self._scalar("<I", where))

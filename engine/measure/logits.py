@@ -56,14 +56,21 @@ def sequence_batch(tokens: NDArray[np.int32], start: int, stop: int, logit_rows:
     )
 
 
-def forward_chunks(model: LoadedModel, tokens: Sequence[int]) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Evaluates one sequence from position 0, in steps of at most model.max_rows, and yields (position, logits).
+def most_rows(model: LoadedModel) -> int:
+    """The most rows that one step should ask the logits of."""
+    return max(1, min(model.max_rows, LOGITS_BYTES // (4 * model.n_vocab)))
+
+
+def forward_chunks(
+    model: LoadedModel, tokens: Sequence[int], rows: int | None = None
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Evaluates one sequence from position 0, in steps of `rows` (None: most_rows()), and yields (position, logits).
 
     logits is float32 [rows, n_vocab] for positions position .. position+rows-1, valid until the next step. The
     sequence takes the KV blocks from 0 on: whatever they held is overwritten.
     """
     ids = check_tokens(model, tokens)
-    rows = max(1, min(model.max_rows, LOGITS_BYTES // (4 * model.n_vocab)))
+    rows = most_rows(model) if rows is None else rows
     for start in range(0, len(ids), rows):
         stop = min(start + rows, len(ids))
         yield start, model.forward(sequence_batch(ids, start, stop, np.arange(stop - start, dtype=np.int32)))
