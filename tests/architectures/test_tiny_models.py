@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -54,7 +55,9 @@ class Case:
         self.reference = dict(np.load(folder / f"{name}.npz"))
         self.prompt, self.greedy = self.reference["prompt"], self.reference["greedy"]
         self.tokens = np.concatenate([self.prompt, self.greedy[:-1]]).astype(np.int32)
-        self.model: LoadedModel = load("numpy", self.file, read_architecture(self.file, CONTEXT).graph, n_blocks=8)
+        self.model: LoadedModel = load(
+            "numpy", cast("Any", self.file), read_architecture(self.file, CONTEXT).graph, n_blocks=8
+        )
 
     def logits(self, steps: list[int]) -> NDArray[np.float32]:
         """Logits of all tokens, run so many at a time."""
