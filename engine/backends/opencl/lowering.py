@@ -415,6 +415,9 @@ class _Lowering:
                     if isinstance(place, Buffer):
                         born.setdefault(place, index)
                         dies[place] = index
+        for buffer in self.sorted.values():
+            # a work-group that fell behind still counts the chunks of phases that others have finished long ago
+            dies[buffer] = len(self.phases)
         placed: list[Buffer] = []
         for buffer in sorted(born, key=lambda b: (born[b], -b.row_bytes)):
             if buffer is logits:
@@ -438,4 +441,3 @@ def heads_per_tile(op: Attention) -> int:
     """Query heads that one tile of attention takes together: those that share keys, as far as they fit."""
     group = op.n_heads // op.n_kv_heads
     return next(n for n in range(min(group, MAX_QUERIES), 0, -1) if group % n == 0)
-

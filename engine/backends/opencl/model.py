@@ -19,7 +19,7 @@ from engine.backends.opencl.weights import DeviceWeights
 from engine.batch import KV_BLOCK, Batch, MemoryUse, Progress, split_logit_rows
 from engine.errors import DeviceError, OutOfMemoryError, UnsupportedModelError
 from engine.gguf import GGUFFile
-from engine.graph import Embed, Graph, Weight
+from engine.graph import Graph, Weight
 
 MAX_ROWS = 512
 """Rows of one step: the length of a prefill chunk."""
@@ -74,7 +74,6 @@ class OpenCLModel:
         self._bandwidth: float | None = None
         self._buffers: list[Any] = []
         self._parity = 0
-        weights = graph.weights()
         self._weights = DeviceWeights(file, self._on, graph)
         is_float = {name: FORMATS[name].is_float for name in self._weights.format_names()}
         self._program = lower(graph, self._weights.types, is_float, self._on.workers)
@@ -86,12 +85,7 @@ class OpenCLModel:
             )
         attentions = self._program.attentions
         widest = max((padded16(max(op.head_width, op.v_head_width)) for op in attentions), default=16)
-        tables = {op.table.name for op in graph.operations if isinstance(op, Embed)}
-        read = {w.name for phase in self._program.phases for step in phase for w in step.places
-                if isinstance(w, Weight) and step.kind != "embed"}  # fmt: skip
-        self.weight_bytes_per_token = self._weights.bytes_per_token(
-            [w for w in weights if w.name in read or w.name not in tables]
-        )
+        self.weight_bytes_per_token = self._weights.bytes_per_token(graph)
         try:
             names = self._weights.format_names()
             progress("compiling", 0.0, ", ".join(names))
@@ -253,7 +247,7 @@ class OpenCLModel:
             if isinstance(place, Cache):
                 return cache_bases[place]
             if isinstance(place, Weight):
-                index, offset = self._weights.place[place.name]
+                index, offset = self._weights.place[place]
                 return weight_bases[index] + offset
             return partials
 

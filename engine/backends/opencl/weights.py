@@ -16,7 +16,7 @@ from engine.backends.opencl.source import repack_source
 from engine.batch import Progress
 from engine.errors import OutOfMemoryError, UnsupportedModelError
 from engine.gguf import GGUFFile
-from engine.graph import Embed, ExpertLinear, Graph, Linear, Weight
+from engine.graph import Embed, ExpertLinear, Graph, Linear, Weight, weights_of
 from engine.quants import dequantize
 
 STAGING_BYTES = 16 << 20
@@ -26,7 +26,7 @@ STAGING_BYTES = 16 << 20
 class DeviceWeights:
     """All tensors of a model in one device buffer (or several, where the device limits their size).
 
-    place: tensor name -> (buffer index, offset).
+    place: weight -> (buffer index, offset).
     """
 
     def __init__(self, file: GGUFFile, device: Device, graph: Graph, *, on_gpu: bool = False) -> None:
@@ -37,7 +37,7 @@ class DeviceWeights:
         self.weights = weights = graph.weights()
         self.matrices = _matrices(graph)
         self.types = {w.name: self._type(w) for w in weights}
-        self.place: dict[str, tuple[int, int]] = {}
+        self.place: dict[Weight, tuple[int, int]] = {}
         limit = int(device.handle.max_mem_alloc_size)
         sizes = [0]
         for weight in weights:
@@ -50,7 +50,7 @@ class DeviceWeights:
                 )
             if sizes[-1] + size > min(limit, 1 << 30) and sizes[-1]:
                 sizes.append(0)
-            self.place[weight.name] = (len(sizes) - 1, sizes[-1])
+            self.place[weight] = (len(sizes) - 1, sizes[-1])
             sizes[-1] += size
         self.sizes = sizes
         self.buffers: list[Any] = []
@@ -61,10 +61,20 @@ class DeviceWeights:
 
     def format_names(self) -> list[str]:
         """The types of the matrices, in the order in which operations number them."""
-        return sorted({self.types[name] for name in self.matrices})
+        return sorted({self.types[weight.name] for weight in self.matrices})
 
-    def bytes_per_token(self, weights: list[Weight]) -> int:
-        return sum(self._bytes(w) for w in weights)
+    def bytes_per_token(self, graph: Graph) -> int:
+        """Bytes that a step of one row reads: of an embedding table one row, of experts those that are used."""
+        shares: dict[Weight, float] = {}
+        for op in graph.operations:
+            for weight in weights_of(op):
+                share = 1.0
+                if isinstance(op, Embed):
+                    share = 1.0 / weight.rows
+                elif isinstance(op, ExpertLinear):
+                    share = op.n_used / op.n_experts
+                shares[weight] = max(share, shares.get(weight, 0.0))
+        return int(sum(self._bytes(weight) * share for weight, share in shares.items()))
 
     def load(self, progress: Progress, cancelled: Callable[[], bool]) -> None:
         """Fills the buffers; the file's pages are let go as soon as they are read."""
@@ -84,12 +94,14 @@ class DeviceWeights:
         for weight in self.weights:
             if cancelled():
                 break
-            buffer, offset = self.place[weight.name]
+            buffer, offset = self.place[weight]
             data = self.file.data(weight.name)
-            if weight.name not in self.matrices:
-                values = dequantize(self.file.tensors[weight.name].type, data)
+            if weight not in self.matrices:
+                values = dequantize(self.file.tensors[weight.name].type, data).ravel()
+                values = values[weight.first : weight.first + weight.rows * weight.columns]
                 cl.enqueue_copy(queue, self.buffers[buffer], values, dst_offset=offset)
             else:
+                data = data[weight.first : weight.first + weight.rows]
                 self._repack(kernels[self.types[weight.name]], staging, data, weight, buffer, offset)
             _release_pages(data)
             done += self._bytes(weight)
@@ -135,13 +147,13 @@ class DeviceWeights:
             queue.finish()
 
     def _bytes(self, weight: Weight) -> int:
-        if weight.name not in self.matrices:
+        if weight not in self.matrices:
             return -(-weight.rows * weight.columns * 4 // 64) * 64
         return FORMATS[self.types[weight.name]].weight_bytes(weight.rows, weight.columns)
 
     def _type(self, weight: Weight) -> str:
         name = self.file.tensors[weight.name].type.name
-        if weight.name in self.matrices and name not in FORMATS:
+        if weight in self.matrices and name not in FORMATS:
             raise UnsupportedModelError(
                 f"The tensor {weight.name!r} of {self.file.path.name} is of the type {name}, "
                 "for which Realm has no OpenCL kernel yet.",
@@ -150,14 +162,14 @@ class DeviceWeights:
         return name
 
 
-def _matrices(graph: Graph) -> set[str]:
-    """The tensors that are read by rows or multiplied; all others are plain float32 vectors."""
-    names = set()
+def _matrices(graph: Graph) -> set[Weight]:
+    """The weights that are read by rows or multiplied; all others are plain float32 vectors."""
+    found = set()
     for op in graph.operations:
         match op:
             case Embed(table=weight) | Linear(weight=weight) | ExpertLinear(weight=weight):
-                names.add(weight.name)
-    return names
+                found.add(weight)
+    return found
 
 
 def _release_pages(data: NDArray[np.uint8]) -> None:
