@@ -7,6 +7,7 @@
 
 #ifdef REALM_DOT_VNNI512
 typedef int v16si __attribute__((vector_size(64)));
+typedef char v64qi __attribute__((vector_size(64)));
 #endif
 #ifdef REALM_DOT_AVX2
 typedef char v32qi __attribute__((vector_size(32)));
@@ -52,6 +53,29 @@ static inline __attribute__((always_inline)) int16 dot4(int16 acc, int16 w, int 
 #endif
 }
 
+// table[code] for four codes a lane, each below 16
+#if defined(REALM_DOT_VNNI512)
+#define REALM_LOOK_UP
+static inline __attribute__((always_inline)) int16 look_up(int16 codes, uchar16 table)
+{
+    const int4 t = __builtin_astype(table, int4);
+    return __builtin_astype(__builtin_ia32_pshufb512(__builtin_astype((int16)(t, t, t, t), v64qi),
+                                                     __builtin_astype(codes, v64qi)),
+                            int16);
+}
+#elif defined(REALM_DOT_AVX2)
+#define REALM_LOOK_UP
+static inline __attribute__((always_inline)) int16 look_up(int16 codes, uchar16 table)
+{
+    const int4 t = __builtin_astype(table, int4);
+    const v32qi both = __builtin_astype((int8)(t, t), v32qi);
+    int16 values;
+    values.lo = __builtin_astype(__builtin_ia32_pshufb256(both, __builtin_astype(codes.lo, v32qi)), int8);
+    values.hi = __builtin_astype(__builtin_ia32_pshufb256(both, __builtin_astype(codes.hi, v32qi)), int8);
+    return values;
+}
+#endif
+
 static inline __attribute__((always_inline)) float16 to_float(int16 x)
 {
     return __builtin_convertvector(x, float16);
@@ -71,17 +95,25 @@ static inline __attribute__((always_inline)) short16 load_short16(const __global
     return *(const __global short16_unaligned *)p;
 }
 
-static inline __attribute__((always_inline)) float16 load_half16(const __global void *p)
+// Sixteen numbers in half precision, given as their bits
+static inline __attribute__((always_inline)) float16 half16_to_float(short16 h)
 {
 #if defined(REALM_F16_AVX512)
-    const v16half h = __builtin_astype(load_short16(p), v16half);
-    return __builtin_astype(__builtin_ia32_vcvtph2ps512_mask(h, __builtin_astype((float16)(0.0f), v16sf), (ushort)0xffff, 4), float16);
+    return __builtin_astype(__builtin_ia32_vcvtph2ps512_mask(__builtin_astype(h, v16half), __builtin_astype((float16)(0.0f), v16sf), (ushort)0xffff, 4), float16);
 #elif defined(REALM_F16_F16C)
-    const __global short *s = (const __global short *)p;
     float16 r;
-    r.lo = __builtin_astype(__builtin_ia32_vcvtph2ps256(__builtin_astype(vload8(0, s), v8half)), float8);
-    r.hi = __builtin_astype(__builtin_ia32_vcvtph2ps256(__builtin_astype(vload8(1, s), v8half)), float8);
+    r.lo = __builtin_astype(__builtin_ia32_vcvtph2ps256(__builtin_astype(h.lo, v8half)), float8);
+    r.hi = __builtin_astype(__builtin_ia32_vcvtph2ps256(__builtin_astype(h.hi, v8half)), float8);
     return r;
+#else
+    return vload_half16(0, (const half *)&h);
+#endif
+}
+
+static inline __attribute__((always_inline)) float16 load_half16(const __global void *p)
+{
+#if defined(REALM_F16_AVX512) || defined(REALM_F16_F16C)
+    return half16_to_float(load_short16(p));
 #else
     return vload_half16(0, (const __global half *)p);
 #endif

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from engine.backends.opencl.formats import FORMATS
+from engine.backends.opencl.platforms import DOT_VARIANTS, devices
+from engine.errors import DeviceError
 from engine.graph import Graph
 from tests.backends.memory_file import MemoryFile, load, one_sequence
 
@@ -35,31 +38,87 @@ def _multiply(name: str, rows: np.ndarray, x: np.ndarray) -> np.ndarray:
     return result
 
 
+def _rounded(x: np.ndarray) -> np.ndarray:
+    """Activations as products with quantised weights see them: 32 at a time rounded to steps of a 127th."""
+    blocks = x.reshape(len(x), -1, 32)
+    largest = np.abs(blocks).max(axis=2, keepdims=True)
+    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
+    return (np.rint(blocks * inverse).astype(np.float64) * (largest / np.float32(127))).reshape(x.shape)
+
+
+def _sizes(rows: np.ndarray, x: np.ndarray) -> np.ndarray:
+    return np.outer(np.linalg.norm(x.astype(np.float64), axis=1), np.linalg.norm(rows.astype(np.float64), axis=1))
+
+
 def _check(name: str, got: np.ndarray, rows: np.ndarray, x: np.ndarray) -> None:
-    """Within what rounding activations to 8 bits may cost (the bounds of the reference data's FIELDS.md)."""
-    size = np.outer(np.linalg.norm(x.astype(np.float64), axis=1), np.linalg.norm(rows.astype(np.float64), axis=1))
-    error = np.abs(got - x.astype(np.float64) @ rows.T.astype(np.float64))
-    assert (error <= (1e-5 if FORMATS[name].is_float else 6e-3) * size).all()
+    """The product of the rounded activations, and within what rounding may cost (the bounds of the reference data)."""
+    weights = rows.T.astype(np.float64)
+    if FORMATS[name].is_float:
+        assert (np.abs(got - x.astype(np.float64) @ weights) <= 1e-5 * _sizes(rows, x)).all()
+    else:
+        assert (np.abs(got - _rounded(x) @ weights) <= 2e-5 * _sizes(rows, x)).all()
+        assert (np.abs(got - x.astype(np.float64) @ weights) <= 6e-3 * _sizes(rows, x)).all()
 
 
-@pytest.mark.parametrize("name", TYPES)
-def test_products_agree_with_the_reference(fixtures_dir: Path, name: str) -> None:
+def _check_reference(fixtures_dir: Path, name: str) -> None:
     data = _reference(fixtures_dir, name)
     x, rows = data["x"], data["deq"]
     many = np.concatenate([x, -x, x[:1] * 0, x[::-1] * 3.5])  # thirteen rows: tiles of 8, 4 and 1
     got = _multiply(name, data["q"], many)
     _check(name, got, rows, many)
-    expected = x.astype(np.float64) @ rows.T.astype(np.float64)
-    nmse = ((got[:4] - expected) ** 2).sum() / (expected**2).sum()
-    # one of the inputs has an outlier that costs its whole block: there ggml itself comes to 1e-3 with Q5_0
-    assert nmse <= (1e-10 if FORMATS[name].is_float else 2e-3)
-    calm = [0, 1]
-    nmse = ((got[calm] - expected[calm]) ** 2).sum() / (expected[calm] ** 2).sum()
-    assert nmse <= 5e-4
+    # the mean square error, against what products of unrelated vectors come to (the few here may be smaller by chance)
+    calm = [0, 1]  # the other inputs have outliers, each of which costs its whole block
+    error = got[calm] - x[calm].astype(np.float64) @ rows.T.astype(np.float64)
+    assert (error**2).sum() <= 5e-4 * (_sizes(rows, x[calm]) ** 2).sum() / x.shape[1]
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_products_agree_with_the_reference(fixtures_dir: Path, name: str) -> None:
+    _check_reference(fixtures_dir, name)
+
+
+@pytest.fixture
+def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """OpenCL as on a machine whose best variant this one is."""
+    devices.cache_clear()
+    monkeypatch.setenv("REALM_KERNEL_VARIANT", request.param)
+    device = devices()[0]
+    if not device.is_cpu:
+        pytest.skip("the device is a GPU, whose variants are others")
+    try:
+        found = device.variants
+    except DeviceError as error:
+        pytest.skip(str(error))
+    assert found[0].name == request.param
+    yield request.param
+    devices.cache_clear()
+
+
+OTHER_VARIANTS = [v.name for v in DOT_VARIANTS[1:]]
+
+
+# one type of each way to unpack and to scale
+@pytest.mark.parametrize("name", ["Q8_0", "Q5_1", "Q2_K", "Q6_K", "IQ4_XS", "NVFP4", "IQ2_S", "IQ1_M", "Q1_0"])
+@pytest.mark.parametrize("variant", OTHER_VARIANTS, indirect=True)
+def test_other_variants_agree_with_the_reference(fixtures_dir: Path, variant: str, name: str) -> None:
+    _check_reference(fixtures_dir, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("variant", OTHER_VARIANTS, indirect=True)
+def test_every_type_in_every_variant(fixtures_dir: Path, variant: str, name: str) -> None:
+    _check_reference(fixtures_dir, name)
+    if not FORMATS[name].is_float:
+        _check_any_bits(fixtures_dir, name)
 
 
 @pytest.mark.parametrize("name", [name for name in TYPES if not FORMATS[name].is_float])
 def test_products_of_any_bit_pattern(fixtures_dir: Path, name: str) -> None:
+    _check_any_bits(fixtures_dir, name)
+
+
+def _check_any_bits(fixtures_dir: Path, name: str) -> None:
     data = _reference(fixtures_dir, name)
     x = np.stack([data["rnd_x"], -data["rnd_x"]])
     _check(name, _multiply(name, data["rnd_q"], x), data["rnd_deq"], x)
