@@ -47,10 +47,10 @@ static inline __attribute__((always_inline)) void T(scales)(
 #endif
 }
 
-// acc[t] = 16 rows of the group times activation row t
+// acc[t] = 16 rows of the group times activation row x[t]
 #define DEFINE_DOT(NAME, TILE)                                                                                         \
     static inline __attribute__((always_inline)) void T(NAME)(                                                         \
-        const __global uchar *group, int k, const __global char *x, long x_stride, float16 *acc)                       \
+        const __global uchar *group, int k, const __global char *const *x, float16 *acc)                               \
     {                                                                                                                  \
         const int blocks = k / 32;                                                                                     \
         const __global uchar *records = group + (long)blocks * BLOCK_BYTES;                                            \
@@ -63,7 +63,7 @@ static inline __attribute__((always_inline)) void T(scales)(
             T(scales)(records, b, scale, minimum);                                                                     \
             _Pragma("unroll") for (int t = 0; t < TILE; t++)                                                           \
             {                                                                                                          \
-                const __global char *row = x + t * x_stride;                                                           \
+                const __global char *row = x[t];                                                                       \
                 const __global int *q = (const __global int *)(row + b * 32);                                          \
                 const __global float *x_scale = (const __global float *)(row + k);                                     \
                 const __global float *x_sum = x_scale + blocks;                                                        \

@@ -24,8 +24,11 @@ def repack_source(names: Iterable[str]) -> str:
     return "\n".join(parts)
 
 
-def step_source(names: Iterable[str], relax: str) -> str:
-    """The kernel `run_step` for the types, in the order in which operations number them."""
+def step_source(names: Iterable[str], relax: str, max_width: int) -> str:
+    """The kernel `run_step` for the types, in the order in which operations number them.
+
+    relax: a statement for waiting; max_width: of the widest attention head, padded to 16.
+    """
     names = list(names)
     parts = [read("common.cl"), read("prepare.cl")]
     for name in names:
@@ -37,23 +40,15 @@ def step_source(names: Iterable[str], relax: str) -> str:
             type_undefinitions(name),
         ]
 
-    def stride(name: str) -> str:
-        return "(long)k * 4" if FORMATS[name].is_float else "prepared_bytes(k)"
-
-    multiply = "".join(
-        f"    case {i}: matmul_rows_{name}(w, first, last, n, k, x, {stride(name)}, rows, out, stride, bias, residual);"
-        " break;\n"
-        for i, name in enumerate(names)
-    )
+    multiply = "".join(f"    case {i}: matmul_rows_{name}(w, first, last, p); break;\n" for i, name in enumerate(names))
     embed = "".join(f"    case {i}: expand_row_{name}(w, row, k, out); break;\n" for i, name in enumerate(names))
     parts.append(
-        "static void matmul_rows(int type, const __global uchar *w, int first, int last, int n, int k,\n"
-        "                        const __global char *x, int rows, __global float *out, int stride,\n"
-        "                        const __global float *bias, const __global float *residual)\n"
+        "static void matmul_rows(int type, const __global uchar *w, int first, int last, const Product *p)\n"
         f"{{\n    switch (type) {{\n{multiply}    }}\n}}\n"
         "static void embed_row(int type, const __global uchar *w, int row, int k, __global float *out)\n"
         f"{{\n    switch (type) {{\n{embed}    }}\n}}\n"
+        f"#define MAX_WIDTH {max_width}\n"
         f"static inline void relax(int turns)\n{{\n    {relax}\n}}\n"
     )
-    parts += [read("attention.cl"), read("step.cl")]
+    parts += [read("attention.cl"), read("experts.cl"), read("step.cl")]
     return "\n".join(parts)
