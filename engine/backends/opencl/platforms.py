@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import sys
+import warnings
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -60,6 +61,14 @@ class Device:
         self.is_cpu = bool(handle.type & cl.device_type.CPU)
         self.workers = max(1, int(handle.max_compute_units))
 
+    @property
+    def executor(self) -> Literal["persistent", "simt"]:
+        """How models run here: a step as one kernel that stays (model.py), or as a list of kernels (gpu_model.py).
+
+        The environment variable REALM_EXECUTOR=gpu asks for the latter on CPUs too, which is how it is tested.
+        """
+        return "persistent" if self.is_cpu and os.environ.get("REALM_EXECUTOR") != "gpu" else "simt"
+
     @cached_property
     def context(self) -> Any:
         import pyopencl as cl
@@ -77,6 +86,9 @@ class Device:
         """The best variants that compile here and compute what they should. Raises DeviceError if none does."""
         forced = os.environ.get("REALM_KERNEL_VARIANT", "")
         reasons: list[str] = []
+        problem = pocl.linker_problem() if "Portable Computing" in self.handle.platform.name else ""
+        if problem:
+            raise DeviceError(problem, "Install them, or choose the device numpy.")
 
         def first(variants: tuple[Variant, ...], fixed: tuple[str, ...]) -> Variant:
             for variant in variants:
@@ -115,16 +127,22 @@ class Device:
         )
         return f"if (turns < {SPIN_TURNS}) {{ {pause} }} else {{ {nanosleep} }}"
 
-    def build(self, source: str) -> Any:
-        """Compiles a program; raises DeviceError with the first lines of the compiler's complaint."""
+    def build(self, source: str, options: list[str] | None = None) -> Any:
+        """Compiles a program, with this device's options unless others are given.
+
+        Raises DeviceError with the first lines of the compiler's complaint.
+        """
         import pyopencl as cl
 
         try:
             # PoCL and GPU drivers cache binaries themselves; pyopencl's own cache does not see a changed processor
-            return cl.Program(self.context, source).build(self.options, cache_dir=False)  # type: ignore[arg-type]
+            chosen = self.options if options is None else options
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", cl.CompilerWarning)  # notes of a compiler that succeeded
+                return cl.Program(self.context, source).build(chosen, cache_dir=False)  # type: ignore[arg-type]
         except cl.Error as error:
             raise DeviceError(
-                f"The kernels do not compile on {self.handle.name.strip()}: {_first_lines(error)}",
+                f"The kernels do not compile on {self.handle.name.strip()}: {first_lines(error)}",
                 "Update the OpenCL driver, or choose the device numpy.",
             ) from error
 
@@ -151,7 +169,7 @@ class Device:
             cl.enqueue_copy(self.queue, got, buffers[2])
             self.queue.finish()
         except cl.Error as error:
-            return _first_lines(error)
+            return first_lines(error)
         expected = 3 + w[:16].view(np.uint8).reshape(16, 4).astype(int) @ w[16:].view(np.int8).astype(int)
         if not np.array_equal(out, expected) or not np.array_equal(got, halves):
             return "it compiles but computes wrong results"
@@ -190,7 +208,12 @@ def describe(device: Device) -> DeviceInfo:
     problem = ""
     variants: tuple[str, ...] = ()
     try:
-        variants = tuple(v.name for v in device.variants)
+        if device.executor == "persistent":
+            variants = ("persistent", *(v.name for v in device.variants))
+        else:
+            from engine.backends.opencl.gpu_variants import dot_variant
+
+            variants = ("simt", dot_variant(device).name)
     except DeviceError as error:
         problem = str(error)
     return DeviceInfo(
@@ -205,6 +228,6 @@ def describe(device: Device) -> DeviceInfo:
     )
 
 
-def _first_lines(error: Exception, most: int = 300) -> str:
+def first_lines(error: Exception, most: int = 300) -> str:
     lines = [line.strip() for line in str(error).splitlines() if "error" in line.lower()] or [str(error)]
     return " ".join(lines)[:most]

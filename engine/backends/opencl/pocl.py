@@ -14,6 +14,7 @@ import ctypes
 import logging
 import mmap
 import platform
+import shutil
 import sys
 from pathlib import Path
 
@@ -63,6 +64,20 @@ def name_host_processor() -> None:
     log.info("PoCL takes this processor for %r; kernels are built for %s.", known.decode(), target)
 
 
+def linker_problem() -> str:
+    """What is missing for PoCL to link a kernel, as a sentence, or nothing.
+
+    PoCL hands its object files to the system's linker, together with gcc's own library and the C library, and aborts
+    the whole process where it cannot.
+    """
+    if sys.platform != "linux" or platform.machine() != "x86_64" or _bundled_library() is None:
+        return ""
+    has_gcc = any(path for folder in _GCC_FOLDERS for path in Path(folder).glob("x86_64*/*/crtbegin.o"))
+    if shutil.which("ld") and has_gcc and any(Path(name).exists() for name in _C_LIBRARIES):
+        return ""
+    return "PoCL needs a linker and the C library's development files, which this system lacks (Debian: gcc libc6-dev)."
+
+
 def _bundled_library() -> Path | None:
     """The libpocl that the wheel put beside pyopencl."""
     import pyopencl
@@ -80,6 +95,9 @@ def _processor_flags() -> set[str]:
         pass
     return set()
 
+
+_GCC_FOLDERS = ("/usr/lib/gcc", "/usr/lib64/gcc")
+_C_LIBRARIES = ("/usr/lib/x86_64-linux-gnu/libc.so", "/usr/lib64/libc.so", "/usr/lib/libc.so")
 
 _names: list[int] = []
 """Copies of names that the redirected function goes on reading; they live as long as the process."""

@@ -1,0 +1,48 @@
+"""Devices: what is there, and what is said of those that cannot be used."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.backends.opencl import platforms, pocl
+from engine.devices import choose_device, list_devices
+from engine.errors import DeviceError
+
+
+def test_the_processor_computes_through_opencl() -> None:
+    devices = list_devices()
+    assert devices[-1].id == "numpy"
+    assert choose_device("auto").id == devices[0].id
+    assert choose_device("opencl").variants
+
+
+def test_unknown_device_names_those_that_exist() -> None:
+    with pytest.raises(DeviceError, match=r"no device 'opencl:99'.*numpy"):
+        choose_device("opencl:99")
+
+
+def test_without_a_linker_pocl_is_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would abort the process; the device says what is missing and auto takes another."""
+    if not any("Portable Computing" in d.handle.platform.name for d in platforms.devices()):
+        pytest.skip("no PoCL on this machine")
+    monkeypatch.setattr(pocl.shutil, "which", lambda name: None)
+    for device in platforms.devices():
+        monkeypatch.delitem(device.__dict__, "variants", raising=False)
+    listed = [d for d in list_devices() if d.id.startswith("opencl")]
+    assert "linker" in listed[0].problem
+    assert choose_device("auto").id == "numpy"
+    with pytest.raises(DeviceError, match="linker"):
+        choose_device("opencl")
+    with pytest.raises(DeviceError, match="linker"):
+        choose_device(listed[0].id)
+
+
+def test_the_youngest_processor_whose_instructions_are_all_there() -> None:
+    def target(flags: set[str]) -> str:
+        return next(name for name, needed in pocl._TARGETS if needed <= flags)
+
+    avx512 = pocl._TARGETS[0][1] | pocl._TARGETS[1][1]
+    assert target(set()) == "x86-64"
+    assert target(set(pocl._AVX2)) == "haswell"
+    assert target(set(pocl._TARGETS[1][1])) == "skylake-avx512"
+    assert target(avx512) == "icelake-server"
