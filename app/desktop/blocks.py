@@ -6,12 +6,15 @@ from PySide6.QtCore import QPoint, QPointF, QRectF, Qt
 from PySide6.QtGui import QFont, QPainter, QPaintEvent, QPen
 from PySide6.QtWidgets import QWidget
 
-from app.desktop.markdown import Block, Frame, Paragraph, PlainText, Rule, Span, Table
+from app.desktop.markdown import Block, Frame, Paragraph, PlainText, Rule, Span, Table, block_text
 from app.desktop.text_box import TextBox, TextStyle, utf16_slice
 from app.desktop.theme import Themes
 
 ITEM_INDENT = 28
 QUOTE_INDENT = 18
+READ_ALOUD = 4000
+"""Characters of a block that a screen reader is given."""
+
 _HEADING_SCALE = {1: 1.5, 2: 1.28, 3: 1.12, 4: 1.0, 5: 1.0, 6: 0.94}
 
 
@@ -47,13 +50,14 @@ class BlockWidget(QWidget):
         self.layouts = 0  # how often this block was laid out; a test counts them
         self.selection: tuple[int, int] | None = None
         self.setMouseTracking(True)
-        self.setAttribute(Qt.WidgetAttribute.WA_OpaquePaintEvent, False)
+        self.setAccessibleName(block_text(block)[:READ_ALOUD])
         self._make()
 
     def set_block(self, block: Block, gap: int) -> None:
         """Shows another text of the same kind in this widget. The caller asks for the height afterwards."""
         self.block = block
         self.gap = gap
+        self.setAccessibleName(block_text(block)[:READ_ALOUD])
         self._make()
         self.update()
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from PySide6.QtCore import QObject, Qt, Signal
 
 from app.conversation import (
+    ActionFailed,
     AnswerFailed,
     AnswerFinished,
     AnswerStarted,
@@ -155,6 +156,9 @@ class ChatSession(QObject):
                     data.note = "The answer broke off here." if data.text else "There is no answer."
                     self._put(data)  # the sentence itself stands in a notice, with a way on
                 self.pending = False
+            case ActionFailed():
+                if event.action in ("send", "regenerate", "edit_and_resend"):
+                    self.pending = False
             case _:
                 pass
 

@@ -239,6 +239,7 @@ class Controller(QObject):
 
     def cancel_work(self) -> None:
         """Gives up the download or the load that runs."""
+        self._give_back_held()
         if self.service.fetching is not None:
             self.service.cancel_fetch()
         else:
@@ -285,6 +286,7 @@ class Controller(QObject):
         self.window.notices.show_notice("model", "error", error.message, error.hint, ways)
 
     def _fetch_failed(self, error: RealmError) -> None:
+        self._give_back_held()
         self.window.notices.show_notice(
             "fetch", "error", error.message, error.hint,
             (Way("Try again", self.fetch_starter, primary=True), Way("Open a model file…", self.choose_file)),
@@ -623,7 +625,6 @@ class Controller(QObject):
                 for stored in event.messages:
                     self._put(session, stored.id)
             case ActionFailed():
-                session.pending = False if not session.conversation.busy else session.pending
                 transcript.remove_messages([PENDING_ID])
                 self._action_failed(event.sentence, event.hint, event.text)
             case _:

@@ -11,12 +11,13 @@ from PySide6.QtCore import Qt
 from PySide6.QtGui import QGuiApplication
 from PySide6.QtWidgets import QAbstractButton, QLineEdit, QPushButton
 
+from app.desktop.blocks import BlockWidget
 from app.desktop.chat_session import PENDING_ID
 from app.desktop.main import catch_unexpected
 from app.desktop.model_service import model_name
 from app.store import ChatStore
 from engine.api import StopReason
-from engine.errors import ContextFullError, DeviceError, DownloadError, ModelFileError, OutOfMemoryError
+from engine.errors import ContextFullError, DeviceError, DownloadError, ModelFileError, OutOfMemoryError, StoreError
 
 
 def test_from_typing_to_the_finished_answer(stage):
@@ -240,6 +241,32 @@ def test_a_message_sent_while_the_model_loads_waits_for_it(open_stage, engine):
     engine.jobs[0].finish()
     stage.until(lambda: stage.texts == [("user", "Early"), ("assistant", "Fine.")])
     assert stage.window.notices.keys() == []
+
+
+def test_a_waiting_message_comes_back_when_loading_is_cancelled(open_stage, engine):
+    engine.load_at_once = False
+    stage = open_stage()
+    stage.until(lambda: stage.controller.service.loading is not None)
+    stage.ask("Early", wait=False)
+    cancel = next(b for b in stage.window.welcome.findChildren(QPushButton) if b.text() == "Cancel")
+    engine.unload()
+    stage.qtbot.mouseClick(cancel, Qt.MouseButton.LeftButton)
+    stage.until(lambda: stage.window.welcome.state == "empty")
+    assert stage.window.composer.text.toPlainText() == "Early"
+    assert engine.requests == []
+
+
+def test_a_message_that_cannot_be_stored_comes_back(stage, monkeypatch):
+    def full(*_args, **_kwargs):
+        raise StoreError("The disk is full.", "Free some space.")
+
+    monkeypatch.setattr(stage.controller.store, "create_chat", full)
+    stage.ask("Keep me", wait=False)
+    stage.until(lambda: stage.window.notices.notice("action"))
+    assert stage.window.notices.notice("action").sentence == "The disk is full."
+    assert stage.window.composer.text.toPlainText() == "Keep me"
+    assert not stage.pending
+    assert stage.window.composer.button.accessibleName() == "Send"
 
 
 def test_a_damaged_file_is_named_with_ways_on(open_stage, engine):
@@ -491,6 +518,7 @@ def test_every_button_has_a_name_for_screen_readers(stage):
     stage.ask("one")
     stage.controller.open_settings()
     for root in (stage.window, stage.controller._dialog):
+        assert any(block.accessibleName() == "Fine." for block in stage.window.findChildren(BlockWidget))
         for button in root.findChildren(QAbstractButton):
             if button.objectName() == "qt_toolbar_ext_button" or isinstance(button.parent(), QLineEdit):
                 continue

@@ -19,6 +19,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from app.desktop.controller import Controller
+from app.desktop.window import MainWindow
+
 SIZES = {"large": (1400, 900), "small": (420, 560)}
 
 ANSWER = """A **binary search** finds a value in a *sorted* list by halving the part that can still hold it. \
@@ -153,8 +156,7 @@ def render_real(options: argparse.Namespace) -> None:
         stage.ask(prompt)
         session = controller.session
         assert session is not None
-        stage.until(lambda: session.pending, 5)
-        stage.until(lambda: not session.pending, 300)
+        stage.answered(300)
         print([message.text for message in session.messages[-1:]], session.figures, sep="\n")
     stage.settle(1.0)
     options.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -182,9 +184,11 @@ class Stage:
         self.window.composer.set_text(text)
         self.window.composer.submit()
 
-    def answered(self) -> None:
-        self.until(lambda: self.controller.session is not None and self.controller.session.pending, 2)
-        self.until(lambda: not self.controller.session.pending)
+    def answered(self, seconds: float = 8.0) -> None:
+        session = self.controller.session
+        assert session is not None
+        self.until(lambda: session.pending, 2)
+        self.until(lambda: not session.pending, seconds)
 
 
 @contextmanager
