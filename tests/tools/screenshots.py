@@ -261,6 +261,7 @@ def streaming(stage: Stage) -> None:
     stage.engine.pause = 0.008
     stage.ask("Explain binary search and show it in Python.")
     session = stage.controller.session
+    assert session is not None
     stage.until(lambda: bool(session.messages) and len(session.messages[-1].text) > 780)
     stage.engine.hold.clear()
 
@@ -318,8 +319,9 @@ def sidebar(stage: Stage) -> None:
 
 def deleted(stage: Stage) -> None:
     conversation_end(stage)
-    last = stage.controller.session.messages[-1]
-    stage.controller.message_action("delete", last.id)
+    session = stage.controller.session
+    assert session is not None
+    stage.controller.message_action("delete", session.messages[-1].id)
 
 
 STATES: dict[str, Callable[[Stage], object]] = {
