@@ -42,9 +42,8 @@ def choose_device(wanted: str) -> DeviceInfo:
         opencl = [d for d in usable if d.id.startswith("opencl")]
         if opencl:
             return opencl[0]
-        problems = " ".join(d.problem for d in devices if d.problem)
         raise DeviceError(
-            f"There is no OpenCL device that Realm can use. {problems}".strip(),
+            f"There is no OpenCL device that Realm can use: {why_numpy()}",
             "Install an OpenCL driver for your graphics card, or choose the device numpy.",
         )
     for device in devices:
@@ -55,6 +54,12 @@ def choose_device(wanted: str) -> DeviceInfo:
     raise DeviceError(
         f"There is no device {wanted!r}.", "Devices here: auto, opencl, " + ", ".join(d.id for d in devices) + "."
     )
+
+
+def why_numpy() -> str:
+    """Why "auto" took numpy, as a sentence."""
+    problems = [d.problem for d in list_devices() if d.problem]
+    return " ".join(problems) or "this machine has no OpenCL driver."
 
 
 def total_memory_bytes() -> int:

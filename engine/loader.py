@@ -12,7 +12,7 @@ from engine.api import DeviceInfo, LoadOptions, ModelInfo
 from engine.architectures import read_architecture
 from engine.batch import KV_BLOCK, LoadedModel, Progress
 from engine.chat_template import ChatTemplate
-from engine.devices import choose_device, total_memory_bytes
+from engine.devices import choose_device, total_memory_bytes, why_numpy
 from engine.errors import ModelFileError, RequestError
 from engine.gguf import GGUFFile
 from engine.graph import Graph
@@ -64,6 +64,8 @@ def load_model(
     for info in file.tensors.values():
         types[info.type.name] += info.n_values
     notes = list(tokenizer.warnings)
+    if options.device == "auto" and device.id == "numpy":
+        notes.append(f"numpy computes, slower than OpenCL would: {why_numpy()}")
     if template is None:
         notes.append("This model carries no chat template; a plain one is used.")
     if context > architecture.trained_context_length:
