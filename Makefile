@@ -5,9 +5,9 @@
 PYTHON ?= $(shell command -v python3 2>/dev/null || command -v python 2>/dev/null || echo python3)
 ARGS ?=
 
-.PHONY: run test check bench package lock clean help
+.PHONY: run test check bench fuzz conformance fetch-models package lock clean help
 
-run test check bench package lock clean:
+run test check bench fuzz conformance fetch-models package lock clean:
 	@exec "$(PYTHON)" packaging/bootstrap.py $@ $(ARGS)
 
 help:

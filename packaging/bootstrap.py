@@ -2,8 +2,11 @@
 
     run      open the window (without a display: the same chat in the terminal)
     test     run all tests; what follows goes to pytest
-    check    ruff, mypy and the import contracts
+    check    ruff, mypy, the import contracts, and some seconds of damaged model files
     bench    measure the starter model on this machine; what follows goes to `realm bench`
+    fuzz     open damaged model files for a minute; --seconds N and --seed S for more and for others
+    conformance   compare with the reference data and write docs/conformance.md
+    fetch-models  fetch the larger models that slow tests use (2 GB) into the folder that follows
     package  build a wheel and a source archive into dist/
     lock     write the lock files anew (needs uv)
     clean    remove what the other commands made in this folder, .venv included
@@ -20,7 +23,18 @@ import sys
 
 OLDEST = (3, 11)
 NEWEST = (3, 14)
-COMMANDS = ("run", "test", "check", "bench", "package", "lock", "clean")
+COMMANDS = (
+    "run",
+    "test",
+    "check",
+    "bench",
+    "fuzz",
+    "conformance",
+    "fetch-models",
+    "package",
+    "lock",
+    "clean",
+)
 
 
 def main(arguments: "list[str]") -> int:

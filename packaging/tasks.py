@@ -55,9 +55,30 @@ def check(arguments: list[str]) -> int:
         say(" ".join(words))
         if subprocess.run([environment.script(words[0]), *words[1:]], check=False, cwd=PROJECT).returncode != 0:
             failed.append(" ".join(words))
+    say("damaged model files")
+    command = [environment.python(), "-m", "tests.fuzz.gguf", "--seconds", "15"]
+    if subprocess.run(command, check=False, cwd=PROJECT).returncode != 0:
+        failed.append("damaged model files")
     if failed:
         fail(f"Not in order: {'; '.join(failed)}")
     return 0
+
+
+def fuzz(arguments: list[str]) -> int:
+    environment.ensure("dev")
+    return _become([environment.python(), "-m", "tests.fuzz.gguf", *arguments])
+
+
+def conformance(arguments: list[str]) -> int:
+    environment.ensure("dev")
+    provide_for_pocl()
+    _fetch_starter()
+    return _become([environment.python(), "-m", "tests.tools.conformance", *arguments])
+
+
+def fetch_models(arguments: list[str]) -> int:
+    environment.ensure("dev")
+    return _become([environment.python(), str(PROJECT / "packaging" / "fetch_models.py"), *arguments])
 
 
 def bench(arguments: list[str]) -> int:
@@ -101,6 +122,9 @@ TASKS: dict[str, Callable[[list[str]], int]] = {
     "test": test,
     "check": check,
     "bench": bench,
+    "fuzz": fuzz,
+    "conformance": conformance,
+    "fetch-models": fetch_models,
     "package": package,
     "lock": lock,
     "clean": clean,

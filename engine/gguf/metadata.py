@@ -210,6 +210,8 @@ class TypedKeys:
         value = self.metadata[key]
         if count is not None and isinstance(value, builtins.int) and not isinstance(value, builtins.bool):
             self._check_range(key, value, minimum, maximum)
+            if value > np.iinfo(np.int64).max:
+                raise self._wrong(key, f"is {value}, which is too large")
             return np.full(count, value, np.int64)
         if not isinstance(value, np.ndarray) or not (value.dtype.kind in "iu" or value.size == 0):
             raise self._wrong_type(key, "an array of integers")

@@ -106,7 +106,8 @@ def kl_divergence(log_a: NDArray[np.float64], log_b: NDArray[np.float64]) -> NDA
     with np.errstate(invalid="ignore"):
         terms = p * (log_a - log_b)
     terms[p == 0.0] = 0.0
-    return np.maximum(terms.sum(axis=1), 0.0)
+    divergence: NDArray[np.float64] = np.maximum(terms.sum(axis=1), 0.0)
+    return divergence
 
 
 def percentile(divergence: NDArray[np.float64], share: float) -> float:

@@ -119,7 +119,7 @@ def _known(name: str, choices: Mapping[str, object], what: str) -> str:
 
 def _mix(file: GGUFFile, target: str, tied: bool) -> Mix:
     architecture = file.architecture
-    layers = file.int(f"{architecture}.block_count", minimum=1)
+    layers = file.int(f"{architecture}.block_count", minimum=1, maximum=1 << 12)
     heads = file.ints(f"{architecture}.attention.head_count", None, count=layers)
     kv_heads = file.ints(f"{architecture}.attention.head_count_kv", None, count=layers)
     shared = heads is not None and kv_heads is not None and bool((heads != kv_heads).any())

@@ -94,7 +94,7 @@ class Tokenizer:
             else:
                 out.extend(self._encoder.encode(" " + piece if spaced and after_special else piece))
                 after_special = False
-        if add_special and vocabulary.model == "bert":
+        if add_special and vocabulary.model == "bert" and "sep" in vocabulary.special:
             out.append(vocabulary.special["sep"])
         elif add_special and self.add_eos and self.eos is not None:
             out.append(self.eos)
