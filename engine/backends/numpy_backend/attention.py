@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,6 +18,14 @@ KEY_ROWS = 512
 keys is the longer: so each query finds a position it may read in the first tile."""
 
 
+@dataclass(frozen=True)
+class Tile:
+    """Some positions of a sequence and where in the cache they are."""
+
+    span: NDArray[np.int64]
+    where: slice | NDArray[np.int32]
+
+
 class Positions:
     """Where the rows of a batch stand; worked out once for all layers."""
 
@@ -24,6 +34,7 @@ class Positions:
         self.slots = self.slots_of(batch.positions)
         self.starts = np.flatnonzero(np.diff(batch.sequences, prepend=-1))
         self._tables: dict[int, Array] = {}
+        self._tiles: dict[tuple[int, int, int], list[Tile]] = {}
 
     def slots_of(self, positions: NDArray[np.int32]) -> NDArray[np.int32]:
         """The cache slots of these positions [rows] of the rows' sequences."""
@@ -36,6 +47,19 @@ class Positions:
         if table is None:
             table = self._tables[id(rope)] = rope.table(self.batch.positions)
         return table
+
+    def tiles(self, sequence: int, begin: int, end: int) -> list[Tile]:
+        """The positions begin .. end - 1 of a sequence, cut into tiles."""
+        tiles = self._tiles.get((sequence, begin, end))
+        if tiles is None:
+            tiles = self._tiles[sequence, begin, end] = []
+            blocks = self.batch.block_tables[sequence]
+            for start in range(begin, end, KEY_ROWS):
+                span = np.arange(start, min(start + KEY_ROWS, end))
+                slots = blocks[span // KV_BLOCK] * KV_BLOCK + span % KV_BLOCK
+                contiguous = bool((np.diff(slots) == 1).all())
+                tiles.append(Tile(span, slice(slots[0], slots[-1] + 1) if contiguous else slots))
+        return tiles
 
 
 def attention(
@@ -54,10 +78,13 @@ def attention(
     batch = at.batch
     out = np.empty((rows, op.n_heads, op.v_head_width), np.float32)
     for start, end in zip(at.starts, [*at.starts[1:], rows], strict=True):
-        blocks = batch.block_tables[batch.sequences[start]]
+        sequence = int(batch.sequences[start])
         for first in range(start, end, QUERY_ROWS):
             last = min(first + QUERY_ROWS, end)
-            out[first:last] = _attend(op, q[first:last], keys, values, blocks, batch.positions[first:last], sinks)
+            positions = batch.positions[first:last]
+            begin = max(0, int(positions[0]) - op.window + 1) if op.window else 0
+            tiles = at.tiles(sequence, begin, int(positions[-1]) + 1)
+            out[first:last] = _attend(op, q[first:last], keys, values, tiles, positions, sinks)
     return out.reshape(rows, -1)
 
 
@@ -81,17 +108,17 @@ def _attend(
     q: Array,
     keys: Array,
     values: Array,
-    blocks: NDArray[np.int32],
+    tiles: list[Tile],
     positions: NDArray[np.int32],
     sinks: Array | None,
 ) -> Array:
-    """Attention of one sequence's query rows [n, heads, width] over the cached positions it may read."""
+    """Attention of one sequence's query rows [n, heads, width] over the cached positions of the tiles."""
     group = op.n_heads // op.n_kv_heads
-    n, length = len(q), int(positions[-1]) + 1
+    n = len(q)
     # [kv heads, group * n, width]: the heads that share keys are one matrix product
     queries = q.reshape(n, op.n_kv_heads, group, -1).transpose(1, 2, 0, 3).reshape(op.n_kv_heads, group * n, -1)
     queries = queries * np.float32(op.scale)
-    row_positions = np.tile(positions, group)[:, None]
+    row_positions = np.tile(positions, group)[:, None] if n > 1 else positions[:, None]
     if sinks is None:
         best = np.full((op.n_kv_heads, group * n, 1), -np.inf, np.float32)
         total = np.zeros_like(best)
@@ -99,13 +126,9 @@ def _attend(
         best = np.repeat(sinks, n).reshape(op.n_kv_heads, group * n, 1)
         total = np.ones_like(best)
     out = np.zeros((op.n_kv_heads, group * n, op.v_head_width), np.float32)
-    begin = max(0, int(positions[0]) - op.window + 1) if op.window else 0
-    for start in range(begin, length, KEY_ROWS):
-        span = np.arange(start, min(start + KEY_ROWS, length))
-        slots = blocks[span // KV_BLOCK] * KV_BLOCK + span % KV_BLOCK
-        contiguous = slots[-1] - slots[0] == len(slots) - 1 and bool((np.diff(slots) == 1).all())
-        where = slice(slots[0], slots[-1] + 1) if contiguous else slots
-        scores = queries @ keys[where].transpose(1, 2, 0)
+    for tile in tiles:
+        span = tile.span
+        scores = queries @ keys[tile.where].transpose(1, 2, 0)
         if op.softcap:
             scores = np.float32(op.softcap) * np.tanh(scores / np.float32(op.softcap))
         if span[-1] > positions[0]:
@@ -116,7 +139,7 @@ def _attend(
         scores = np.exp(scores - new_best)
         shrink = np.exp(best - new_best)
         total = total * shrink + scores.sum(axis=2, keepdims=True)
-        out = out * shrink + scores @ values[where].transpose(1, 0, 2)
+        out = out * shrink + scores @ values[tile.where].transpose(1, 0, 2)
         best = new_best
     out /= total
     return out.reshape(op.n_kv_heads, group, n, -1).transpose(2, 0, 1, 3).reshape(n, op.n_heads, -1)

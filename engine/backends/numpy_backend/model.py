@@ -88,10 +88,11 @@ class NumpyModel:
         self.n_blocks = n_blocks
         self.max_rows = 256
         self._graph = graph
-        self._weights = Weights(
-            file, graph.weights(), budget_bytes=budget_bytes, progress=progress, cancelled=cancelled
+        shares = _shares_read(graph)
+        self._weights = Weights(file, shares, budget_bytes=budget_bytes, progress=progress, cancelled=cancelled)
+        self.weight_bytes_per_token = int(
+            sum(share * weight.rows * self._weights.row_bytes(weight) for weight, share in shares.items())
         )
-        self.weight_bytes_per_token = int(sum(self._bytes_read(op) for op in graph.operations))
         # float32 pages that nobody touched cost nothing: the operating system hands them out on first use
         self._caches = [
             (np.zeros((n_blocks * KV_BLOCK, keys), np.float32), np.zeros((n_blocks * KV_BLOCK, values), np.float32))
@@ -141,12 +142,6 @@ class NumpyModel:
         for value, i in last.items():
             done[i].append(value)
         return done
-
-    def _bytes_read(self, op: Operation) -> float:
-        """Weight bytes that an operation reads for one row."""
-        share = op.n_used / op.n_experts if isinstance(op, ExpertLinear) else 1.0
-        rows = (1 if isinstance(op, Embed) else weight.rows * share for weight in weights_of(op))
-        return sum(n * self._weights.row_bytes(weight) for n, weight in zip(rows, weights_of(op), strict=True))
 
     def _compile(self, op: Operation) -> Run:
         """An operation as a function of the step, all that does not change between steps looked up."""
@@ -222,3 +217,17 @@ class NumpyModel:
             return out
 
         return run
+
+
+def _shares_read(graph: Graph) -> dict[Weight, float]:
+    """The part of each weight's rows that a step of one row reads."""
+    shares: dict[Weight, float] = {}
+    for op in graph.operations:
+        for weight in weights_of(op):
+            share = 1.0
+            if isinstance(op, Embed):
+                share = 1 / weight.rows
+            elif isinstance(op, ExpertLinear):
+                share = op.n_used / op.n_experts
+            shares[weight] = max(share, shares.get(weight, 0.0))
+    return shares

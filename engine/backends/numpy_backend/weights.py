@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,24 +19,26 @@ BLOCK_VALUES = 1 << 22
 
 
 class Weights:
-    """Vectors are always kept; up to `budget_bytes` of tensors are, vectors first, then in the order of use."""
+    """Vectors are always kept, and so are tensors up to `budget_bytes`, the one that gains most by it first."""
 
     def __init__(
         self,
         file: GGUFFile,
-        weights: Sequence[Weight],
+        shares: Mapping[Weight, float],
         *,
         budget_bytes: int,
         progress: Progress,
         cancelled: Callable[[], bool],
     ) -> None:
+        """shares: the part of a weight's rows that a step of one row reads."""
         self._file = file
         self._tensors: dict[str, Array] = {}
         self._kept: dict[Weight, Array] = {}
-        for i, weight in enumerate(sorted(weights, key=lambda w: w.rows > 1)):
+        order = sorted(shares, key=lambda w: 2.0 if w.rows == 1 else shares[w], reverse=True)
+        for i, weight in enumerate(order):
             if cancelled():
                 return
-            progress("weights", i / len(weights), weight.name)
+            progress("weights", i / len(order), weight.name)
             info = file.tensors[weight.name]
             size = 4 * info.n_values
             if weight.name not in self._tensors:
