@@ -11,7 +11,9 @@ import pytest
 from engine.backends.opencl.formats import FORMATS
 from engine.backends.opencl.platforms import DOT_VARIANTS, devices
 from engine.errors import DeviceError
+from engine.gguf import GGUFFile
 from engine.graph import Graph
+from engine.quants import dequantize
 from tests.backends.memory_file import MemoryFile, load, one_sequence
 
 TYPES = sorted(FORMATS)
@@ -135,3 +137,15 @@ def test_expanded_rows_are_those_of_the_reference(fixtures_dir: Path, name: str)
     graph.linear(inputs, file.add("one", "F32", np.eye(rows.shape[1], dtype=np.float32), rows.shape[1]))
     got = load("opencl", file, graph).forward(one_sequence(np.arange(len(rows))))
     np.testing.assert_allclose(got, rows, rtol=3e-7, atol=1e-7 * np.abs(rows).max())
+
+
+def test_the_matrices_of_a_model_of_mixed_types_multiply_right(fixtures_dir: Path) -> None:
+    """As a real quantiser left them in a file."""
+    file = GGUFFile.open(fixtures_dir / "tiny_models" / "qwen3-iq4_xs.gguf")
+    matrices = {t.shape: t for t in file.tensors.values() if len(t.shape) == 2 and not FORMATS[t.type.name].is_float}
+    assert "IQ4_XS" in {t.type.name for t in matrices.values()}
+    rng = np.random.default_rng(4)
+    for tensor in matrices.values():
+        x = rng.normal(0, 1, (3, tensor.shape[1])).astype(np.float32)
+        data = file.data(tensor.name)
+        _check(tensor.type.name, _multiply(tensor.type.name, data, x), dequantize(tensor.type, data), x)
