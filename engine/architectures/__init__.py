@@ -22,6 +22,7 @@ from engine.architectures import (
     stablelm,
     starcoder2,
 )
+from engine.architectures.rope import FACTOR_TENSORS
 from engine.errors import UnsupportedModelError
 from engine.gguf import GGUFFile
 from engine.graph import Graph
@@ -52,11 +53,16 @@ ARCHITECTURES: Mapping[str, Callable[[GGUFFile, int], Graph]] = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """A model file understood: `graph` is what runs."""
+    """A model file understood: `graph` is what runs.
+
+    unused_tensors: what the file holds beside: heads that draft tokens, parts of later formats. Answers are right
+        without them.
+    """
 
     name: str
     graph: Graph
     trained_context_length: int
+    unused_tensors: tuple[str, ...] = ()
 
 
 def read_architecture(file: GGUFFile, context_length: int | None = None) -> Architecture:
@@ -75,7 +81,9 @@ def read_architecture(file: GGUFFile, context_length: int | None = None) -> Arch
             f"{file.path.name} is a model of the architecture {name!r}, which Realm does not run yet.", _hint(name)
         )
     trained = file.int(f"{name}.context_length", minimum=1, maximum=1 << 30)
-    return Architecture(name, build(file, context_length or trained), trained)
+    graph = build(file, context_length or trained)
+    used = {weight.name for weight in graph.weights()} | FACTOR_TENSORS
+    return Architecture(name, graph, trained, tuple(tensor for tensor in file.tensors if tensor not in used))
 
 
 def _hint(name: str) -> str:

@@ -34,11 +34,13 @@ class Decoder:
         self.file = file
         self.arch = file.architecture
         self.context_length = context_length
-        self.n_layers = self.integer("block_count", minimum=1, maximum=1 << 12)
+        self._n_blocks = self.integer("block_count", minimum=1, maximum=1 << 12)
+        # the last blocks of some files draft further tokens and are no part of the decoder itself
+        self.n_layers = self._n_blocks - self.integer("nextn_predict_layers", 0, maximum=self._n_blocks - 1)
         self.width = self.integer("embedding_length", minimum=1, maximum=1 << 20)
         self.n_heads = self.uniform("attention.head_count", minimum=1, maximum=1 << 14)
         if hybrid:
-            counts = file.ints(self.key("attention.head_count_kv"), count=self.n_layers, minimum=0)
+            counts = file.ints(self.key("attention.head_count_kv"), count=self._n_blocks, minimum=0)
             self.attends = [count > 0 for count in counts.tolist()]
             self.n_kv_heads = self._same("attention.head_count_kv", [n for n in counts.tolist() if n] or [1])
         else:
@@ -93,7 +95,7 @@ class Decoder:
         """An integer that a file may give for each layer, but the same for all."""
         key = self.key(name)
         if isinstance(self.file.metadata.get(key), np.ndarray):
-            counts = self.file.ints(key, minimum=minimum, maximum=maximum, count=self.n_layers)
+            counts = self.file.ints(key, minimum=minimum, maximum=maximum, count=self._n_blocks)
             return self._same(name, counts.tolist())
         return self.integer(name, default, minimum=minimum, maximum=maximum)
 
@@ -126,8 +128,8 @@ class Decoder:
         key = self.key("attention.sliding_window_pattern")
         value = self.file.metadata.get(key)
         if isinstance(value, np.ndarray):
-            if value.dtype.kind not in "biu" or len(value) != self.n_layers:
-                raise self.wrong(f"the key {key} must hold {self.n_layers} booleans, one for each layer")
+            if value.dtype.kind not in "biu" or len(value) != self._n_blocks:
+                raise self.wrong(f"the key {key} must hold {self._n_blocks} booleans, one for each layer")
             return [bool(local) for local in value]
         period = self.integer("attention.sliding_window_pattern", period)
         return [period == 0 or layer % period < period - 1 for layer in range(self.n_layers)]
@@ -159,11 +161,22 @@ class Decoder:
 
     def linear(self, x: Value, name: str, rows: int, *, scale: float = 1.0) -> Value:
         """x times the tensor `name`.weight, plus `name`.bias where the file has one."""
+        self._check_unscaled(name)
         weight = matrix(self.file, f"{name}.weight", rows, x.width)
         return self.g.linear(x, weight, optional_vector(self.file, f"{name}.bias", rows), scale=scale)
 
+    def _check_unscaled(self, name: str) -> None:
+        """Some NVFP4 files scale whole matrices by a number beside them; ignored, it would garble every answer."""
+        if self.has(f"{name}.scale"):
+            raise UnsupportedModelError(
+                f"{self.file.path.name} scales the tensor '{name}.weight' by '{name}.scale', "
+                "which Realm does not do yet.",
+                "Choose another quantisation of the model.",
+            )
+
     def linear_parts(self, x: Value, name: str, *rows: int) -> list[Value]:
         """As linear(), for a tensor that holds the rows of several matrices one after the other."""
+        self._check_unscaled(name)
         whole = matrix(self.file, f"{name}.weight", sum(rows), x.width)
         bias = optional_vector(self.file, f"{name}.bias", sum(rows))
         values, first = [], 0
@@ -266,6 +279,7 @@ class Decoder:
         )
 
         def part(x: Value, name: str, rows: int, columns: int) -> Value:
+            self._check_unscaled(f"blk.{layer}.{name}")
             weight = matrices(self.file, f"blk.{layer}.{name}.weight", count, rows, columns)
             bias = optional_vector(self.file, f"blk.{layer}.{name}.bias", count, rows)
             return self.g.expert_linear(x, route, weight, bias, count)

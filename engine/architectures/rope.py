@@ -13,6 +13,9 @@ from engine.gguf import GGUFFile
 from engine.graph import Rope, rope_frequencies, yarn
 from engine.quants import dequantize
 
+FACTOR_TENSORS = frozenset({"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"})
+"""Tensors that are read into the frequencies, when the graph is built."""
+
 
 def read_rope(file: GGUFFile, head_width: int, context_length: int, *, interleaved: bool) -> Rope:
     """Rotary embedding with none, linear, llama 3 (`rope_freqs` tensor), longrope or YaRN scaling.

@@ -104,3 +104,21 @@ def test_an_unknown_architecture_is_named_beside_the_nearest(name: str, near: st
         SmallModel(name).read()
     assert near in error.value.hint.split(".")[0]
     assert all(known in error.value.hint for known in ARCHITECTURES)
+
+
+def test_tensors_that_nothing_reads_are_listed() -> None:
+    m = sound()
+    m.add("rope_freqs.weight", np.ones(4))
+    m.random("blk.3.nextn.eh_proj.weight", WIDTH, 2 * WIDTH)
+    m.set(block_count=LAYERS + 1, nextn_predict_layers=1)
+    m.set_path("attention.head_count_kv", np.array([KV_HEADS] * (LAYERS + 1)))
+    read = m.read()
+    assert read.unused_tensors == ("blk.3.nextn.eh_proj.weight",)
+    assert read.graph.n_layers == LAYERS
+
+
+def test_a_scale_beside_a_matrix_is_not_ignored() -> None:
+    m = sound()
+    m.random("blk.1.attn_q.scale", 1)
+    with pytest.raises(UnsupportedModelError, match=r"blk\.1\.attn_q\.scale"):
+        m.read()
