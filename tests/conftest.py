@@ -2,7 +2,7 @@
 
 `fixtures_dir`   reference data (REALM_FIXTURES, else shared/fixtures beside the project folder)
 `starter_model`  path of the starter model, fetched through the program's own code and kept in the person's data folder
-`models_dir`     folder of larger real models (REALM_MODELS)
+`models_dir`     folder of larger real models (REALM_MODELS, else .models in the project: `make fetch-models`)
 `data_dir`       this test's own data folder, empty; every test runs with REALM_DATA_DIR set to it
 `data_dir_with_starter`  the same, with the starter model already in place
 
@@ -78,7 +78,7 @@ def starter_model() -> Path:
 
 @pytest.fixture(scope="session")
 def models_dir() -> Path:
-    value = os.environ.get("REALM_MODELS", "")
-    if not value or not Path(value).is_dir():
-        pytest.skip("no folder of larger models; set REALM_MODELS to one")
-    return Path(value)
+    folder = Path(os.environ.get("REALM_MODELS") or PROJECT / ".models")
+    if not folder.is_dir():
+        pytest.skip("no folder of larger models; `make fetch-models` fetches them, REALM_MODELS names another folder")
+    return folder
