@@ -74,16 +74,21 @@ def read_architecture(file: GGUFFile, context_length: int | None = None) -> Arch
     Raises UnsupportedModelError for an architecture that is not in the list, and ModelFileError naming the key or
     tensor where the file contradicts itself.
     """
+    trained = read_trained_context_length(file)
+    graph = ARCHITECTURES[file.architecture](file, context_length or trained)
+    used = {weight.name for weight in graph.weights()} | FACTOR_TENSORS
+    unused = tuple(tensor for tensor in file.tensors if tensor not in used)
+    return Architecture(file.architecture, graph, trained, unused)
+
+
+def read_trained_context_length(file: GGUFFile) -> int:
+    """The longest sequence that a model was trained for, in tokens; read_architecture says what it raises."""
     name = file.architecture
-    build = ARCHITECTURES.get(name)
-    if build is None:
+    if name not in ARCHITECTURES:
         raise UnsupportedModelError(
             f"{file.path.name} is a model of the architecture {name!r}, which Realm does not run yet.", _hint(name)
         )
-    trained = file.int(f"{name}.context_length", minimum=1, maximum=1 << 30)
-    graph = build(file, context_length or trained)
-    used = {weight.name for weight in graph.weights()} | FACTOR_TENSORS
-    return Architecture(name, graph, trained, tuple(tensor for tensor in file.tensors if tensor not in used))
+    return file.int(f"{name}.context_length", minimum=1, maximum=1 << 30)
 
 
 def _hint(name: str) -> str:
