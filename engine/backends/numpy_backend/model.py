@@ -15,7 +15,7 @@ from engine.api import DeviceInfo
 from engine.backends.numpy_backend.attention import Positions, attention, short_conv
 from engine.backends.numpy_backend.experts import Assignment, expert_linear, expert_sum, route
 from engine.backends.numpy_backend.rows import activate, gate, join, layer_norm, rms_norm
-from engine.backends.numpy_backend.weights import BLOCK_VALUES, Weights
+from engine.backends.numpy_backend.weights import BLOCK_VALUES, Weights, product
 from engine.batch import KV_BLOCK, Batch, MemoryUse, Progress
 from engine.gguf import GGUFFile
 from engine.graph import (
@@ -200,6 +200,9 @@ class NumpyModel:
         bias = None if op.bias is None else weights.vector(op.bias)
         scale = np.float32(op.scale)
         if bias is None and scale == 1 and heads == 1:
+            kept = weights.kept(weight)
+            if kept is not None:
+                return lambda s: product(s[x], kept)
             return lambda s: weights.multiply(s[x], weight, 0, weight.rows)
 
         def run(s: Step) -> Array:
@@ -208,8 +211,8 @@ class NumpyModel:
             else:
                 parts = s[x].reshape(-1, heads, weight.columns).transpose(1, 0, 2)
                 matrices = weights.rows(weight, 0, weight.rows).reshape(heads, -1, weight.columns)
-                product = parts @ matrices.transpose(0, 2, 1)
-                out = product.transpose(1, 0, 2).reshape(-1, weight.rows)
+                products = parts @ matrices.transpose(0, 2, 1)
+                out = products.transpose(1, 0, 2).reshape(-1, weight.rows)
             if bias is not None:
                 out += bias
             if scale != 1:
