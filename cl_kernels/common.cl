@@ -84,6 +84,7 @@ static inline __attribute__((always_inline)) float16 to_float(int16 x)
 // One load instruction each; PoCL makes several of vload16.
 typedef float float16_unaligned __attribute__((ext_vector_type(16), aligned(4)));
 typedef short short16_unaligned __attribute__((ext_vector_type(16), aligned(2)));
+typedef uchar uchar16_unaligned __attribute__((ext_vector_type(16), aligned(1)));
 
 static inline __attribute__((always_inline)) float16 load16(const __global float *p)
 {
@@ -93,6 +94,11 @@ static inline __attribute__((always_inline)) float16 load16(const __global float
 static inline __attribute__((always_inline)) short16 load_short16(const __global void *p)
 {
     return *(const __global short16_unaligned *)p;
+}
+
+static inline __attribute__((always_inline)) uchar16 load_uchar16(const __global uchar *p)
+{
+    return *(const __global uchar16_unaligned *)p;
 }
 
 // Sixteen numbers in half precision, given as their bits

@@ -19,12 +19,12 @@ static inline __attribute__((always_inline)) void T(scales)(
 #elif SCALES == S_D32
     scale[0] = FACTOR * load16((const __global float *)r);
 #elif SCALES == S_E8M0
-    const int16 e = __builtin_convertvector(vload16(first, r), int16);
+    const int16 e = __builtin_convertvector(load_uchar16(r + 16 * first), int16);
     scale[0] = __builtin_astype(e > 1 ? (e - 1) << 23 : (int16)(0x00200000) << e, float16);
 #elif SCALES == S_UE4M3
     for (int j = 0; j < 32 / SUB; j++) {
         // half precision has the same fields with more bits, and another bias
-        const short16 h = __builtin_convertvector(vload16(first + j, r), short16) << (short16)(7);
+        const short16 h = __builtin_convertvector(load_uchar16(r + 16 * (first + j)), short16) << (short16)(7);
         scale[j] = 128.0f * half16_to_float(h);
     }
 #else
@@ -34,14 +34,14 @@ static inline __attribute__((always_inline)) void T(scales)(
 #endif
     for (int j = 0; j < 32 / SUB; j++) {
 #if SCALES == S_K
-        scale[j] = d * __builtin_convertvector(vload16(first + j, (const __global char *)r), float16);
+        scale[j] = d * to_float(__builtin_convertvector(__builtin_astype(load_uchar16(r + 16 * (first + j)), char16), int16));
 #elif SCALES == S_KM
-        scale[j] = d * __builtin_convertvector(vload16(first + j, r), float16);
-        minimum[j] = -dmin * __builtin_convertvector(vload16(N_SUB + first + j, r), float16);
+        scale[j] = d * to_float(__builtin_convertvector(load_uchar16(r + 16 * (first + j)), int16));
+        minimum[j] = -dmin * to_float(__builtin_convertvector(load_uchar16(r + 16 * (N_SUB + first + j)), int16));
 #else
-        const uchar16 both = vload16(first + j, r);
-        scale[j] = d * __builtin_convertvector(both & (uchar)15, float16);
-        minimum[j] = -dmin * __builtin_convertvector(both >> (uchar)4, float16);
+        const int16 both = __builtin_convertvector(load_uchar16(r + 16 * (first + j)), int16);
+        scale[j] = d * to_float(both & 15);
+        minimum[j] = -dmin * to_float(both >> 4);
 #endif
     }
 #endif
