@@ -27,6 +27,13 @@ def load(
     cancelled: Callable[[], bool],
 ) -> LoadedModel:
     """Puts a model onto an OpenCL device. Raises DeviceError and UnsupportedModelError."""
+    from engine.backends.opencl.platforms import devices
+
+    on = next(d for d in devices() if f"opencl:{d.index}" == device.id)
+    if on.executor == "simt":
+        from engine.backends.opencl.gpu_model import GpuModel
+
+        return GpuModel(file, graph, device=device, n_blocks=n_blocks, progress=progress, cancelled=cancelled)
     from engine.backends.opencl.model import OpenCLModel
 
     return OpenCLModel(file, graph, device=device, n_blocks=n_blocks, progress=progress, cancelled=cancelled)

@@ -33,7 +33,6 @@ class DeviceWeights:
         self.file = file
         self.on_gpu = on_gpu
         self.device = device
-        self.on_gpu = device.executor == "simt"
         self.weights = weights = graph.weights()
         self.matrices = _matrices(graph)
         self.types = {w.name: self._type(w) for w in weights}

@@ -1,0 +1,62 @@
+// What the kernels for GPUs share. OpenCL C 1.2; half precision only in memory, no subgroups, at most 32 KB of local
+// memory a work-group.
+//
+// The host defines one REALM_SIMT_* for the dot product of four signed bytes, or none for the portable twin; all give
+// the same integers. Sums of floating-point numbers use fma() and a fixed order everywhere, and contraction is off, so
+// that a row's result is bit for bit the same whichever kernel computes it and whatever stands beside it in the batch.
+
+#pragma OPENCL FP_CONTRACT OFF
+
+#if defined(REALM_SIMT_KHR)
+#pragma OPENCL EXTENSION cl_khr_integer_dot_product : enable
+#endif
+
+// acc + the sum over 4 signed bytes of a * b
+static inline int dot4(int acc, int a, int b)
+{
+#if defined(REALM_SIMT_DP4A)
+    int sum;
+    asm volatile("dp4a.s32.s32 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(acc));
+    return sum;
+#elif defined(REALM_SIMT_SUDOT4)
+    return __builtin_amdgcn_sudot4(true, a, true, b, acc, false);
+#elif defined(REALM_SIMT_SDOT4)
+    return __builtin_amdgcn_sdot4(a, b, acc, false);
+#elif defined(REALM_SIMT_KHR)
+    return acc + dot_4x8packed_ss_int(as_uint(a), as_uint(b));
+#else
+    acc += ((a << 24) >> 24) * ((b << 24) >> 24);
+    acc += ((a << 16) >> 24) * ((b << 16) >> 24);
+    acc += ((a << 8) >> 24) * ((b << 8) >> 24);
+    acc += (a >> 24) * (b >> 24);
+    return acc;
+#endif
+}
+
+static inline float load_half(const __global void *p) { return vload_half(0, (const __global half *)p); }
+
+static inline float load_bf16(const __global void *p)
+{
+    return as_float((uint)(*(const __global ushort *)p) << 16);
+}
+
+// The step's input: int32 words, the first of them (see gpu_batch.py)
+#define IN_ROWS 0
+#define IN_LOGIT_ROWS 1
+#define IN_MAX_BLOCKS 2
+#define IN_AT_TOKENS 3
+#define IN_AT_POSITIONS 4
+#define IN_AT_SEQUENCES 5
+#define IN_AT_LOGIT_ROWS 6
+#define IN_AT_TILES 7
+#define IN_AT_SINGLES 8
+#define IN_AT_COMBINES 9
+#define IN_AT_BLOCKS 10
+#define IN_AT_ROPE 11 // one word per rope table
+
+#define FLOATS(buffer, at) ((__global float *)((buffer) + (at)))
+#define FLOATS_IN(buffer, at) ((const __global float *)((buffer) + (at)))
+
+// Bytes of a prepared row of k activations: int8 q[k], then per 32 values (a block) float scale, float scale * sum of
+// q, int sum of q, then int sum of q per 16 values. Values are scale * q, |q| <= 127.
+static inline long prepared_bytes(int k) { return ((long)k + k / 32 * 12 + k / 16 * 4 + 63) / 64 * 64; }

@@ -1,0 +1,239 @@
+// Matrix products of one quantisation type on a GPU, after layout.cl.
+//
+// The length of a row is cut into slices of `slice` blocks of 32 values. A result is the sum of its slices' sums in
+// their order, each of them a sum in the order of the blocks. matvec gives each slice to another work-item; matmul
+// goes through them one after the other. So both come to the same bits.
+
+#define WORD_OF_LANE(p, i) (((const __global int *)(p))[(i) * 16 + lane])
+#define PARTS (32 / SUB)
+
+// Quants as signed bytes: where OFFSET is 128 it goes at once, and without it they are below 128 anyway (layout.cl).
+#if OFFSET == 128
+#define SIGNED_WORDS(w)                                                                                                \
+    _Pragma("unroll") for (int i = 0; i < 8; i++) w[i] ^= (int)0x80808080;
+#define SIGNED_OFFSET 0
+#else
+#define SIGNED_WORDS(w)
+#define SIGNED_OFFSET (OFFSET)
+#endif
+
+// acc + one part of a block: `sum` of products of quants, `total` of the activations' quants.
+static inline float T(add_part)(float acc, int sum, int total, float scale, float minimum, float x_scale)
+{
+    acc = fma((float)(sum - SIGNED_OFFSET * total), scale * x_scale, acc);
+    if (HAS_MINIMUM)
+        acc = fma(minimum, x_scale * (float)total, acc);
+    return acc;
+}
+
+// ROWS rows of activations (or fewer) times 16 rows of weights to a work-group of 16 by `slices` work-items.
+#define DEFINE_MATVEC(NAME, ROWS, EXPERTS)                                                                             \
+    __kernel void T(NAME)(PRODUCT_ARGUMENTS)                                                                           \
+    {                                                                                                                  \
+        __local float sums[MOST_SLICES * ROWS * 16];                                                                   \
+        MATVEC_ROWS(EXPERTS)                                                                                           \
+        const int blocks = k / 32, last = min((s + 1) * slice, blocks);                                                \
+        const __global uchar *records = base + (long)blocks * BLOCK_BYTES;                                             \
+        float acc[ROWS];                                                                                               \
+        _Pragma("unroll") for (int t = 0; t < ROWS; t++) acc[t] = 0.0f;                                                \
+        for (int b = s * slice; b < last; b++) {                                                                       \
+            int w[8];                                                                                                  \
+            UNPACK(base + (long)b * BLOCK_BYTES, w, WORD_OF_LANE)                                                      \
+            SIGNED_WORDS(w)                                                                                            \
+            float scale[PARTS], minimum[PARTS];                                                                        \
+            T(lane_scales)(records, b, lane, scale, minimum);                                                          \
+            _Pragma("unroll") for (int t = 0; t < ROWS; t++)                                                           \
+            {                                                                                                          \
+                const __global uchar *row = x_buffer + x_at + MATVEC_INPUT(EXPERTS, t) * prepared_bytes(k);            \
+                const int4 low = ((const __global int4 *)(row + b * 32))[0];                                           \
+                const int4 high = ((const __global int4 *)(row + b * 32))[1];                                          \
+                const float x_scale = ((const __global float *)(row + k))[b];                                          \
+                const __global int *totals = (const __global int *)(row + k) + 2 * blocks;                             \
+                int sum = dot4(dot4(dot4(dot4(0, w[0], low.x), w[1], low.y), w[2], low.z), w[3], low.w);               \
+                if (PARTS == 2) {                                                                                      \
+                    acc[t] = T(add_part)(acc[t], sum, totals[blocks + 2 * b], scale[0], minimum[0], x_scale);          \
+                    sum = 0;                                                                                           \
+                }                                                                                                      \
+                sum = dot4(dot4(dot4(dot4(sum, w[4], high.x), w[5], high.y), w[6], high.z), w[7], high.w);             \
+                acc[t] = T(add_part)(acc[t], sum, PARTS == 2 ? totals[blocks + 2 * b + 1] : totals[b],                 \
+                                     scale[PARTS - 1], minimum[PARTS - 1], x_scale);                                   \
+            }                                                                                                          \
+        }                                                                                                              \
+        MATVEC_FINISH(ROWS)                                                                                            \
+    }
+
+DEFINE_MATVEC(matvec_1, 1, 0)
+DEFINE_MATVEC(matvec_2, 2, 0)
+DEFINE_MATVEC(matvec_4, 4, 0)
+DEFINE_MATVEC(matvec_8, 8, 0)
+#ifdef WITH_EXPERTS
+DEFINE_MATVEC(expert_matvec, 1, 1)
+#endif
+#undef DEFINE_MATVEC
+
+// PER rows of activations for each of TILE_HEIGHT, times TILE_COLUMNS rows of weights, to a work-group of 16 by
+// TILE_HEIGHT work-items, each of which has 4 columns of PER rows. Two blocks at a time lie unpacked in local memory,
+// word by word; the next two are fetched while these are multiplied.
+#define DEFINE_MATMUL(NAME, PER, EXPERTS)                                                                              \
+    __kernel __attribute__((reqd_work_group_size(16, TILE_HEIGHT, 1))) void T(NAME)(PRODUCT_ARGUMENTS)                 \
+    {                                                                                                                  \
+        enum {                                                                                                         \
+            TILE_ROWS = TILE_HEIGHT * PER,                                                                             \
+            ITEMS = 2 * (TILE_COLUMNS + TILE_ROWS),                                                                    \
+            THREADS = 16 * TILE_HEIGHT,                                                                                \
+            EACH = (ITEMS + THREADS - 1) / THREADS                                                                     \
+        };                                                                                                             \
+        __local int4 w_tile[2 * 8 * TILE_COLUMNS / 4];                                                                 \
+        __local float4 scale_tile[2 * PARTS * TILE_COLUMNS / 4], minimum_tile[2 * PARTS * TILE_COLUMNS / 4];           \
+        __local int x_tile[2 * 8 * TILE_ROWS], total_tile[2 * PARTS * TILE_ROWS];                                      \
+        __local float x_scale_tile[2 * TILE_ROWS];                                                                     \
+        MATMUL_ROWS(EXPERTS)                                                                                           \
+        const int blocks = is_tile ? k / 32 : 0;                                                                       \
+        float4 acc[PER], total[PER];                                                                                   \
+        _Pragma("unroll") for (int r = 0; r < PER; r++) acc[r] = total[r] = (float4)(0.0f);                            \
+        int v[EACH][8], v_total[EACH][PARTS];                                                                          \
+        float v_scale[EACH][PARTS], v_minimum[EACH][PARTS];                                                            \
+        for (int pair = -2; pair < blocks; pair += 2) {                                                                \
+            if (pair >= 0) {                                                                                           \
+                barrier(CLK_LOCAL_MEM_FENCE);                                                                          \
+                _Pragma("unroll") for (int e = 0; e < EACH; e++)                                                       \
+                {                                                                                                      \
+                    const int item = me + e * THREADS;                                                                 \
+                    if (item < 2 * TILE_COLUMNS) {                                                                     \
+                        const int two = item / TILE_COLUMNS, c = item % TILE_COLUMNS;                                  \
+                        for (int i = 0; i < 8; i++)                                                                    \
+                            ((__local int *)w_tile)[(two * 8 + i) * TILE_COLUMNS + c] = v[e][i];                       \
+                        for (int j = 0; j < PARTS; j++) {                                                              \
+                            ((__local float *)scale_tile)[(two * PARTS + j) * TILE_COLUMNS + c] = v_scale[e][j];       \
+                            ((__local float *)minimum_tile)[(two * PARTS + j) * TILE_COLUMNS + c] = v_minimum[e][j];   \
+                        }                                                                                              \
+                    } else if (item < ITEMS) {                                                                         \
+                        const int two = (item - 2 * TILE_COLUMNS) / TILE_ROWS, r = (item - 2 * TILE_COLUMNS) % TILE_ROWS; \
+                        for (int i = 0; i < 8; i++)                                                                    \
+                            x_tile[(two * 8 + i) * TILE_ROWS + r] = v[e][i];                                           \
+                        for (int j = 0; j < PARTS; j++)                                                                \
+                            total_tile[(two * PARTS + j) * TILE_ROWS + r] = v_total[e][j];                             \
+                        x_scale_tile[two * TILE_ROWS + r] = v_scale[e][0];                                             \
+                    }                                                                                                  \
+                }                                                                                                      \
+                barrier(CLK_LOCAL_MEM_FENCE);                                                                          \
+            }                                                                                                          \
+            if (pair + 2 < blocks) {                                                                                   \
+                _Pragma("unroll") for (int e = 0; e < EACH; e++)                                                       \
+                {                                                                                                      \
+                    const int item = me + e * THREADS;                                                                 \
+                    const int of_x = item >= 2 * TILE_COLUMNS, i_x = item - 2 * TILE_COLUMNS;                          \
+                    const int b = pair + 2 + (of_x ? i_x / TILE_ROWS : item / TILE_COLUMNS);                           \
+                    for (int i = 0; i < 8; i++)                                                                        \
+                        v[e][i] = 0;                                                                                   \
+                    for (int j = 0; j < PARTS; j++) {                                                                  \
+                        v_scale[e][j] = v_minimum[e][j] = 0.0f;                                                        \
+                        v_total[e][j] = 0;                                                                             \
+                    }                                                                                                  \
+                    if (item < ITEMS && b < blocks) {                                                                  \
+                        if (of_x) {                                                                                    \
+                            const int row = MATMUL_INPUT(EXPERTS, first_row + i_x % TILE_ROWS);                        \
+                            const __global uchar *x = x_buffer + x_at + row * prepared_bytes(k);                       \
+                            const int4 low = ((const __global int4 *)(x + b * 32))[0];                                 \
+                            const int4 high = ((const __global int4 *)(x + b * 32))[1];                                \
+                            v[e][0] = low.x, v[e][1] = low.y, v[e][2] = low.z, v[e][3] = low.w;                        \
+                            v[e][4] = high.x, v[e][5] = high.y, v[e][6] = high.z, v[e][7] = high.w;                    \
+                            v_scale[e][0] = ((const __global float *)(x + k))[b];                                      \
+                            const __global int *totals = (const __global int *)(x + k) + 2 * blocks;                   \
+                            for (int j = 0; j < PARTS; j++)                                                            \
+                                v_total[e][j] = PARTS == 2 ? totals[blocks + 2 * b + j] : totals[b];                   \
+                        } else {                                                                                       \
+                            const int c = item % TILE_COLUMNS, lane = c % 16;                                          \
+                            const int group = min(first_column / 16 + c / 16, groups - 1);                             \
+                            const __global uchar *base = weights + group * bytes;                                      \
+                            int w[8];                                                                                  \
+                            UNPACK(base + (long)b * BLOCK_BYTES, w, WORD_OF_LANE)                                      \
+                            SIGNED_WORDS(w)                                                                            \
+                            for (int i = 0; i < 8; i++)                                                                \
+                                v[e][i] = w[i];                                                                        \
+                            T(lane_scales)(base + (long)blocks * BLOCK_BYTES, b, lane, v_scale[e], v_minimum[e]);      \
+                        }                                                                                              \
+                    }                                                                                                  \
+                }                                                                                                      \
+            }                                                                                                          \
+            if (pair < 0)                                                                                              \
+                continue;                                                                                              \
+            for (int two = 0; two < 2; two++) {                                                                        \
+                if ((pair + two) % slice == 0) {                                                                       \
+                    _Pragma("unroll") for (int r = 0; r < PER; r++)                                                    \
+                    {                                                                                                  \
+                        total[r] += acc[r];                                                                            \
+                        acc[r] = (float4)(0.0f);                                                                       \
+                    }                                                                                                  \
+                }                                                                                                      \
+                _Pragma("unroll") for (int j = 0; j < PARTS; j++)                                                      \
+                {                                                                                                      \
+                    int4 sum[PER];                                                                                     \
+                    _Pragma("unroll") for (int r = 0; r < PER; r++) sum[r] = (int4)(0);                                \
+                    _Pragma("unroll") for (int i = j * (SUB / 4); i < (j + 1) * (SUB / 4); i++)                        \
+                    {                                                                                                  \
+                        const int4 w = w_tile[((two * 8 + i) * TILE_COLUMNS) / 4 + tx];                                \
+                        _Pragma("unroll") for (int r = 0; r < PER; r++)                                                \
+                        {                                                                                              \
+                            const int x = x_tile[(two * 8 + i) * TILE_ROWS + ty * PER + r];                            \
+                            sum[r].x = dot4(sum[r].x, w.x, x);                                                         \
+                            sum[r].y = dot4(sum[r].y, w.y, x);                                                         \
+                            sum[r].z = dot4(sum[r].z, w.z, x);                                                         \
+                            sum[r].w = dot4(sum[r].w, w.w, x);                                                         \
+                        }                                                                                              \
+                    }                                                                                                  \
+                    const float4 scale = scale_tile[(two * PARTS + j) * TILE_COLUMNS / 4 + tx];                        \
+                    const float4 minimum = minimum_tile[(two * PARTS + j) * TILE_COLUMNS / 4 + tx];                    \
+                    _Pragma("unroll") for (int r = 0; r < PER; r++)                                                    \
+                    {                                                                                                  \
+                        const float x_scale = x_scale_tile[two * TILE_ROWS + ty * PER + r];                            \
+                        const int t = total_tile[(two * PARTS + j) * TILE_ROWS + ty * PER + r];                        \
+                        acc[r].x = T(add_part)(acc[r].x, sum[r].x, t, scale.x, minimum.x, x_scale);                    \
+                        acc[r].y = T(add_part)(acc[r].y, sum[r].y, t, scale.y, minimum.y, x_scale);                    \
+                        acc[r].z = T(add_part)(acc[r].z, sum[r].z, t, scale.z, minimum.z, x_scale);                    \
+                        acc[r].w = T(add_part)(acc[r].w, sum[r].w, t, scale.w, minimum.w, x_scale);                    \
+                    }                                                                                                  \
+                }                                                                                                      \
+            }                                                                                                          \
+        }                                                                                                              \
+        _Pragma("unroll") for (int r = 0; r < PER; r++)                                                                \
+        {                                                                                                              \
+            const int row = first_row + ty * PER + r, column = first_column + 4 * tx;                                  \
+            const float4 result = total[r] + acc[r];                                                                   \
+            if (row < end_row)                                                                                         \
+                STORE_FOUR(result, MATMUL_OUTPUT(EXPERTS, row), column, end_column)                                    \
+        }                                                                                                              \
+    }
+
+DEFINE_MATMUL(matmul_1, 1, 0)
+DEFINE_MATMUL(matmul_4, 4, 0)
+#ifdef WITH_EXPERTS
+DEFINE_MATMUL(expert_matmul_1, 1, 1)
+DEFINE_MATMUL(expert_matmul_4, 4, 1)
+#endif
+#undef DEFINE_MATMUL
+
+// The rows of a table that the tokens name, as float32: one work-item to a block of 32 values, a row to each index of
+// the second dimension.
+__kernel void T(embed)(
+    const __global int *in, const __global uchar *weights, long weights_at, int k, float scale_of_all, __global uchar *out,
+    long out_at)
+{
+    const int b = get_global_id(0), row = get_global_id(1), token = in[in[IN_AT_TOKENS] + row], lane = token % 16;
+    if (b >= k / 32)
+        return;
+    const __global uchar *base = weights + weights_at + (token / 16) * T(group_bytes)(k);
+    int w[8];
+    UNPACK(base + (long)b * BLOCK_BYTES, w, WORD_OF_LANE)
+    float scale[PARTS], minimum[PARTS];
+    T(lane_scales)(base + (long)(k / 32) * BLOCK_BYTES, b, lane, scale, minimum);
+    __global float *to = FLOATS(out, out_at) + (long)row * k + 32 * b;
+    for (int i = 0; i < 32; i++) {
+        const int q = (w[i / 4] >> (8 * (i % 4))) & 0xff;
+        to[i] = (scale[i / SUB] * (float)(q - (OFFSET)) + (HAS_MINIMUM ? minimum[i / SUB] : 0.0f)) * scale_of_all;
+    }
+}
+
+#undef PARTS
+#undef SIGNED_WORDS
+#undef SIGNED_OFFSET

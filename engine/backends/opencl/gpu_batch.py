@@ -1,0 +1,132 @@
+"""A step's input on a GPU: everything that changes from token to token, as int32 words in one buffer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.batch import Batch
+from engine.graph import Rope
+
+HEADER_WORDS = 16
+"""Words at the start; IN_* in cl_kernels/simt_common.cl. The offsets of the rope tables follow from word 11."""
+
+MAX_ROPES = HEADER_WORDS - 11
+
+ROWS_WORD, LOGIT_ROWS_WORD = 0, 1
+"""Where kernels read how many rows there are."""
+
+LONE_ROWS = 4
+"""So many adjacent rows of a sequence, or fewer, attend one by one: they share little, and read long caches."""
+
+SPLIT_KEYS = 128
+MAX_SPLITS = 64
+"""A lone row's attention is cut into parts of a multiple of SPLIT_KEYS positions, at most MAX_SPLITS of them."""
+
+PARTIAL_SLOTS = 1024
+"""Parts whose results one step can hold."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many of everything a step has; kernels are launched as often."""
+
+    rows: int
+    logit_rows: int
+    tiles: int
+    singles: int
+    combines: int
+
+
+def split_lone_row(length: int) -> list[tuple[int, int]]:
+    """The parts [first, last) of a row that reads `length` positions. They depend on its length alone, so that it
+    comes out the same in any batch."""
+    units = -(-length // SPLIT_KEYS)
+    step = SPLIT_KEYS * -(-units // MAX_SPLITS)
+    return [(first, min(first + step, length)) for first in range(0, length, step)]
+
+
+def split_slots(batch: Batch) -> list[Batch]:
+    """Cuts a batch between sequences so that no part needs more than PARTIAL_SLOTS partial results."""
+    starts = _run_starts(batch)
+    cuts, slots = [0], 0
+    for start, end in zip(starts, [*starts[1:], len(batch.tokens)], strict=True):
+        wanted = 0
+        if end - start <= LONE_ROWS:
+            wanted = sum(len(split_lone_row(int(p) + 1)) for p in batch.positions[start:end])
+        if slots + wanted > PARTIAL_SLOTS and start > cuts[-1]:
+            cuts.append(start)
+            slots = 0
+        slots += wanted
+    if len(cuts) == 1:
+        return [batch]
+    parts = []
+    for start, end in zip(cuts, [*cuts[1:], len(batch.tokens)], strict=True):
+        rows = slice(start, end)
+        wanted_rows = batch.logit_rows[(batch.logit_rows >= start) & (batch.logit_rows < end)]
+        parts.append(
+            replace(
+                batch,
+                tokens=batch.tokens[rows],
+                positions=batch.positions[rows],
+                sequences=batch.sequences[rows],
+                logit_rows=(wanted_rows - start).astype(np.int32),
+            )
+        )
+    return parts
+
+
+def fill_input(words: NDArray[np.int32], batch: Batch, ropes: list[Rope], tile_rows: int) -> tuple[int, Counts]:
+    """Writes the step's input to `words`; returns its length in words and what there is to do."""
+    tiles, singles, combines = _cut_attention(batch, tile_rows)
+    at = HEADER_WORDS
+    offsets = []
+    parts = [batch.tokens, batch.positions, batch.sequences, batch.logit_rows, tiles, singles, combines]
+    tables = [rope.table(batch.positions).view(np.int32) for rope in ropes]
+    for part in [*parts, batch.block_tables, *tables]:
+        flat = np.asarray(part, np.int32).ravel()
+        offsets.append(at)
+        words[at : at + len(flat)] = flat
+        at += len(flat)
+    counts = Counts(len(batch.tokens), len(batch.logit_rows), len(tiles), len(singles), len(combines))
+    words[:3] = (counts.rows, counts.logit_rows, batch.block_tables.shape[1])
+    words[3 : 3 + len(offsets)] = offsets
+    return at, counts
+
+
+def input_words(max_rows: int, n_blocks: int, ropes: list[Rope]) -> int:
+    """Words that the largest input takes."""
+    lone = 4 * (PARTIAL_SLOTS + max_rows)
+    return HEADER_WORDS + max_rows * (4 + 3 + 3 + n_blocks + sum(r.n_rotated for r in ropes)) + lone
+
+
+def _run_starts(batch: Batch) -> list[int]:
+    """The first rows of the sequences."""
+    changes = np.flatnonzero(np.diff(batch.sequences)) + 1
+    return [0, *changes.tolist()]
+
+
+def _cut_attention(
+    batch: Batch, tile_rows: int
+) -> tuple[list[tuple[int, int, int]], list[tuple[int, int, int, int]], list[tuple[int, int, int]]]:
+    """Tiles of rows (first, rows, position), parts of lone rows (row, first, last, slot), what joins them."""
+    tiles, singles, combines = [], [], []
+    slots = 0
+    positions = batch.positions.tolist()
+    starts = _run_starts(batch)
+    for start, end in zip(starts, [*starts[1:], len(positions)], strict=True):
+        if end - start > LONE_ROWS:
+            tiles += [(row, min(tile_rows, end - row), positions[row]) for row in range(start, end, tile_rows)]
+            continue
+        for row in range(start, end):
+            parts = split_lone_row(positions[row] + 1)
+            if len(parts) == 1:
+                singles.append((row, 0, positions[row] + 1, -1))
+                continue
+            combines.append((row, slots, len(parts)))
+            for first, last in parts:
+                singles.append((row, first, last, slots))
+                slots += 1
+    return tiles, singles, combines

@@ -1,0 +1,290 @@
+"""A model on a GPU: each step replays a list of bound kernels (gpu_plan.py), its input written once.
+
+Nothing is waited for but the logits: a prefill chunk that wants none is left to run, and at most two are on their way.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.api import DeviceInfo
+from engine.backends.opencl.formats import FORMATS
+from engine.backends.opencl.gpu_batch import MAX_ROPES, PARTIAL_SLOTS, fill_input, input_words, split_slots
+from engine.backends.opencl.gpu_plan import MATVEC_ROWS, MOST_SLICES, Plan, Sizes
+from engine.backends.opencl.gpu_source import HeadShape, simt_source
+from engine.backends.opencl.gpu_variants import dot_variant
+from engine.backends.opencl.lowering import Buffer, Cache, Place, Program, lower, padded16
+from engine.backends.opencl.platforms import devices
+from engine.backends.opencl.weights import STAGING_BYTES, DeviceWeights
+from engine.batch import KV_BLOCK, Batch, MemoryUse, Progress, split_logit_rows
+from engine.errors import DeviceError, OutOfMemoryError, UnsupportedModelError
+from engine.gguf import GGUFFile
+from engine.graph import Graph, Weight
+
+MAX_ROWS = 512
+"""Rows of one step, the length of a prefill chunk, where memory allows."""
+
+LEAST_ROWS = 32
+
+MAX_LOGIT_ROWS = 64
+
+ITEMS_PER_UNIT = 1024
+"""Work-items that keep one compute unit busy reading weights."""
+
+MEASURED_BYTES = 512 << 20
+"""What the measurement of a GPU's read bandwidth reads: more than any cache holds."""
+
+
+class GpuModel:
+    """A LoadedModel (engine/batch.py) on an OpenCL device of any kind."""
+
+    def __init__(
+        self,
+        file: GGUFFile,
+        graph: Graph,
+        *,
+        device: DeviceInfo,
+        n_blocks: int,
+        progress: Progress,
+        cancelled: Callable[[], bool],
+    ) -> None:
+        import pyopencl as cl
+
+        self.device = device
+        self._on = next(d for d in devices() if f"opencl:{d.index}" == device.id)
+        self.n_vocab = graph.n_vocab
+        self.n_blocks = n_blocks
+        self._bandwidth: float | None = None
+        self._turn = 0  # which of two inputs the next step writes
+        self._buffers: list[Any] = []
+        self._weights = DeviceWeights(file, self._on, graph, on_gpu=True)
+        names = self._weights.format_names()
+        is_float = {name: FORMATS[name].is_float for name in names}
+        self._program = lower(graph, self._weights.types, is_float, self._on.workers)
+        self.weight_bytes_per_token = self._weights.bytes_per_token(graph)
+        self._shapes = _head_shapes(self._program)
+        self._tile_rows = min((shape.tile_rows for shape in self._shapes), default=1)
+        if len(self._program.ropes) > MAX_ROPES:
+            raise UnsupportedModelError(
+                f"This model has {len(self._program.ropes)} kinds of rotary embedding; "
+                f"the kernels for GPUs take up to {MAX_ROPES}.",
+                "Choose the device numpy.",
+            )
+        self._plan_memory()
+        try:
+            progress("compiling", 0.0, ", ".join(names))
+            self._compile(names)
+            progress("compiling", 1.0, ", ".join(names))
+            self._weights.load(progress, cancelled)
+            self._plan = self._allocate()
+            if not cancelled():
+                progress("measuring", 0.0, "read bandwidth")
+                self._bandwidth = self._measure_bandwidth()
+        except cl.MemoryError as error:
+            self.close()
+            raise OutOfMemoryError(
+                f"{self._name} has too little free memory for this model: {self._wanted()}.", _SMALLER
+            ) from error
+        except cl.Error as error:
+            self.close()
+            raise _device_error(error) from error
+
+    @property
+    def _name(self) -> str:
+        return str(self._on.handle.name).strip()
+
+    def memory(self) -> MemoryUse:
+        sizes = self._sizes
+        scratch = sizes["scratch"] + sizes["logits"] + sizes["partials"] + sizes["input"]
+        return MemoryUse(self._weights.total_bytes, sizes["cache"], scratch)
+
+    def read_bandwidth(self) -> float | None:
+        return self._bandwidth
+
+    def close(self) -> None:
+        self._weights.close()
+        for buffer in self._buffers:
+            buffer.release()
+        self._buffers = []
+
+    def forward(self, batch: Batch) -> NDArray[np.float32]:
+        parts = [part for some in split_logit_rows(batch, MAX_LOGIT_ROWS) for part in split_slots(some)]
+        if len(parts) == 1:
+            return self._forward(batch)
+        return np.concatenate([self._forward(part).copy() for part in parts])
+
+    def _forward(self, batch: Batch) -> NDArray[np.float32]:
+        import pyopencl as cl
+
+        queue = self._on.queue
+        logits = self._logits[: len(batch.logit_rows)]
+        self._turn = 1 - self._turn
+        words, copied = self._inputs[self._turn], self._copied[self._turn]
+        try:
+            if copied is not None:
+                copied.wait()  # the step before the last must have read it
+            n_words, counts = fill_input(words, batch, self._program.ropes, self._tile_rows)
+            self._copied[self._turn] = cl.enqueue_copy(queue, self._in, words[:n_words], is_blocking=False)
+            for launch in self._plan.launches(counts):
+                sizes = launch.sizes(counts)
+                if sizes[1]:
+                    cl.enqueue_nd_range_kernel(queue, launch.kernel, sizes, launch.local)
+            if len(logits):
+                cl.enqueue_copy(queue, logits, self._logits_buffer, is_blocking=True)
+            else:
+                queue.flush()
+        except cl.Error as error:
+            raise _device_error(error) from error
+        return logits
+
+    def _plan_memory(self) -> None:
+        """Bytes of everything but the weights, within what the device can allocate; decides max_rows.
+
+        Raises OutOfMemoryError where it cannot be, before anything is allocated.
+        """
+        handle = self._on.handle
+        limit, total = int(handle.max_mem_alloc_size), int(handle.global_mem_size)
+        positions = self.n_blocks * KV_BLOCK
+        self._cache_bytes = {cache: positions * size for cache, size in self._program.cache_bytes.items()}
+        partial = max((op.n_heads * (padded16(op.v_head_width) + 2) for op in self._program.attentions), default=0)
+        rows = MAX_ROWS
+        while True:
+            self._sizes = {
+                "cache": sum(self._cache_bytes.values()),
+                "partials": 4 * PARTIAL_SLOTS * partial,
+                "scratch": self._program.scratch_bytes_per_row * rows,
+                "logits": self._program.logit_bytes_per_row * MAX_LOGIT_ROWS,
+                "input": 4 * input_words(rows, self.n_blocks, self._program.ropes),
+            }
+            together = self._weights.total_bytes + STAGING_BYTES + sum(self._sizes.values())
+            fits = self._sizes["scratch"] <= limit and together <= total
+            if fits or rows <= LEAST_ROWS:
+                break
+            rows //= 2
+        self.max_rows = rows
+        largest = max([*self._cache_bytes.values(), *(v for k, v in self._sizes.items() if k != "cache")])
+        if together > total:
+            raise OutOfMemoryError(f"{self._wanted()}, but {self._name} has {total / 1e9:.2f} GB.", _SMALLER)
+        if largest > limit:
+            raise OutOfMemoryError(
+                f"{self._wanted()}; one piece of it takes {largest / 1e9:.2f} GB, "
+                f"but {self._name} allows {limit / 1e9:.2f} GB in one piece.",
+                _SMALLER,
+            )
+
+    def _wanted(self) -> str:
+        memory = self.memory()
+        needed = memory.weight_bytes + memory.kv_bytes + memory.scratch_bytes
+        return (
+            f"This model needs {needed / 1e9:.2f} GB of memory ({memory.weight_bytes / 1e9:.2f} for its weights, "
+            f"{memory.kv_bytes / 1e9:.2f} for a context of {self.n_blocks * KV_BLOCK} tokens)"
+        )
+
+    def _compile(self, names: list[str]) -> None:
+        import pyopencl as cl
+
+        limit = int(self._on.handle.max_work_group_size)
+        prepare, height = (256, 16) if limit >= 256 else (128, 8)
+        experts = any(step.kind == "experts" for phase in self._program.phases for step in phase)
+        self._kernels = self._on.build(
+            simt_source(names, self._shapes, experts=experts, prepare_size=prepare, tile_height=height),
+            list(dot_variant(self._on).options),
+        )
+
+        def most_slices(name: str) -> int:
+            query = cl.kernel_work_group_info.WORK_GROUP_SIZE
+            kinds = [f"matvec_{rows}" for rows in MATVEC_ROWS] + (["expert_matvec"] if experts else [])
+            kernels = (cl.Kernel(self._kernels, f"{kind}_{name}") for kind in kinds)
+            limits: list[Any] = [k.get_work_group_info(query, self._on.handle) for k in kernels]
+            return int(min(MOST_SLICES, *(limit // 16 for limit in limits)))
+
+        slices = {name: most_slices(name) for name in names}
+        self._work = Sizes(prepare, height, self.max_rows, slices, ITEMS_PER_UNIT * self._on.workers)
+
+    def _allocate(self) -> Plan:
+        """Reserves the model's memory and binds kernels to it."""
+        import pyopencl as cl
+
+        def allocate(size: int) -> Any:
+            buffer = cl.Buffer(self._on.context, cl.mem_flags.READ_WRITE, max(size, 64))
+            self._buffers.append(buffer)
+            return buffer
+
+        caches = {cache: allocate(size) for cache, size in self._cache_bytes.items()}
+        self._in = allocate(self._sizes["input"])
+        scratch, partials = allocate(self._sizes["scratch"]), allocate(self._sizes["partials"])
+        self._logits_buffer = allocate(self._sizes["logits"])
+        self._logits = np.empty((MAX_LOGIT_ROWS, self.n_vocab), np.float32)
+        self._inputs = [np.zeros(self._sizes["input"] // 4, np.int32) for _ in range(2)]
+        self._copied: list[Any] = [None, None]
+
+        def locate(place: Place) -> tuple[Any, int]:
+            if isinstance(place, Buffer):
+                if place is self._program.logits:
+                    return self._logits_buffer, 0
+                return scratch, place.offset * self.max_rows
+            if isinstance(place, Cache):
+                return caches[place], 0
+            if isinstance(place, Weight):
+                index, offset = self._weights.place[place]
+                return self._weights.buffers[index], offset
+            return (scratch, -1) if place is None else (partials, 0)
+
+        return Plan(
+            self._program,
+            kernel=lambda name: cl.Kernel(self._kernels, name),
+            locate=locate,
+            input_buffer=self._in,
+            partials=partials,
+            sizes=self._work,
+        )
+
+    def _measure_bandwidth(self) -> float:
+        """Bytes per second of plain reading, over the weights or over more than the caches hold."""
+        import pyopencl as cl
+
+        queue, handle = self._on.queue, self._on.handle
+        memory = self.memory()
+        free = int(handle.global_mem_size) - memory.weight_bytes - memory.kv_bytes - memory.scratch_bytes
+        at_least = min(64 << 20 if self._on.is_cpu else MEASURED_BYTES, int(handle.max_mem_alloc_size), free // 2)
+        source, size = max(zip(self._weights.buffers, self._weights.sizes, strict=True), key=lambda b: b[1])
+        temporary = None
+        if size < at_least:
+            temporary = cl.Buffer(self._on.context, cl.mem_flags.READ_WRITE, at_least)
+            cl.enqueue_fill_buffer(queue, temporary, np.ones(1, np.int32), 0, at_least // 4 * 4)
+            source, size = temporary, at_least
+        out = cl.Buffer(self._on.context, cl.mem_flags.WRITE_ONLY, 64)
+        kernel = cl.Kernel(self._kernels, "read_all")
+        kernel.set_args(source, np.int64(size // 16), out)
+        best = float("inf")
+        for _ in range(5):
+            queue.finish()
+            began = time.perf_counter()
+            cl.enqueue_nd_range_kernel(queue, kernel, (128 * 16 * self._on.workers,), (128,))
+            queue.finish()
+            best = min(best, time.perf_counter() - began)
+        out.release()
+        if temporary is not None:
+            temporary.release()
+        return size // 16 * 16 / best
+
+
+_SMALLER = "Choose a smaller model, a shorter context, or the device numpy."
+
+
+def _head_shapes(program: Program) -> list[HeadShape]:
+    """The shapes of heads in the program, each once, in order."""
+    found = (HeadShape.of(op.n_heads, op.n_kv_heads, op.head_width, op.v_head_width) for op in program.attentions)
+    return list(dict.fromkeys(found))
+
+
+def _device_error(error: Exception) -> DeviceError:
+    return DeviceError(
+        f"The OpenCL device failed: {error}.",
+        "Load the model again; if it fails again, update the driver or choose the device numpy.",
+    )

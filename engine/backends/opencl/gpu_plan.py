@@ -1,0 +1,340 @@
+"""A lowered program as a list of kernels whose arguments are bound once, replayed for every step.
+
+Only how many work-groups run differs between steps. Matrix products have kernels for few rows and for many, so there
+is one list for each class of row counts; a kernel is bound when a step first needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from engine.backends.opencl.formats import FORMATS, GROUP
+from engine.backends.opencl.gpu_batch import LOGIT_ROWS_WORD, ROWS_WORD, Counts
+from engine.backends.opencl.gpu_source import TILE_COLUMNS, HeadShape
+from engine.backends.opencl.lowering import Place, Program, Step
+
+Located: TypeAlias = tuple[Any, int]
+"""A device buffer and a byte offset into it; below 0 where there is nothing."""
+
+MATVEC_ROWS = (1, 2, 4, 8)
+"""Numbers of rows that matrix-vector kernels take."""
+
+FEW_ROWS = 32
+"""Up to so many rows go through the smaller tile of the matrix-matrix kernel."""
+
+MATRICES = 3
+"""Matrices of one launch, as in cl_kernels/simt_arguments.cl."""
+
+MOST_SLICES = 32
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A bound kernel. groups: how many work-groups (or work-items, without local sizes) the second dimension has."""
+
+    kernel: Any
+    across: int  # work-items in the first dimension
+    local: tuple[int, int] | None
+    groups: Callable[[Counts], int]
+
+    def sizes(self, counts: Counts) -> tuple[int, int]:
+        """Work-items in both dimensions; the second is 0 where there is nothing to do."""
+        return self.across, self.groups(counts) * (self.local[1] if self.local else 1)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a device's limits decide."""
+
+    prepare: int  # work-items that prepare a row together
+    tile_height: int  # work-items down a tile of a matrix product
+    max_rows: int
+    slices: dict[str, int]  # type -> most work-items that share a row of weights
+    wanted_items: int  # work-items that keep the device busy
+
+
+@dataclass(frozen=True)
+class _At:
+    """An argument that is a place: its buffer and offset."""
+
+    place: Place
+
+
+class Plan:
+    """Replays a program. kernel(name): a new kernel object. locate(place): where it lies in device memory."""
+
+    def __init__(
+        self,
+        program: Program,
+        *,
+        kernel: Callable[[str], Any],
+        locate: Callable[[Place], Located],
+        input_buffer: Any,
+        partials: Any,
+        sizes: Sizes,
+    ) -> None:
+        self._program = program
+        self._kernel = kernel
+        self._locate = locate
+        self._in = input_buffer
+        self._partials = partials
+        self._sizes = sizes
+        self._sites = [site for phase in program.phases for site in _sites(phase)]
+        self._bound: dict[tuple[int, str], list[Launch]] = {}
+        self._lists: dict[tuple[str, str], list[Launch]] = {}
+
+    def launches(self, counts: Counts) -> list[Launch]:
+        """The kernels of a step with so many rows, in order."""
+        classes = (row_class(counts.rows), row_class(counts.logit_rows))
+        if classes not in self._lists:
+            self._lists[classes] = [
+                launch
+                for index, site in enumerate(self._sites)
+                for launch in self._bind(index, site, classes[site[0].logit_rows])
+            ]
+        return self._lists[classes]
+
+    def _bind(self, index: int, site: list[Step], rows: str) -> list[Launch]:
+        if not rows:
+            return []
+        step = site[0]
+        key = (index, rows if step.kind in ("matmul", "experts", "sort") else "")
+        if key not in self._bound:
+            if step.kind == "matmul":
+                launches = [self._bind_matmul(site, rows)]
+            elif step.kind == "experts":
+                launches = [self._bind_experts(step, rows)]
+            elif step.kind == "sort":
+                launches = [self._bind_sort(step, rows)]
+            else:
+                launches = _BINDERS[step.kind](self, step)
+            self._bound[key] = launches
+        return self._bound[key]
+
+    def _new(self, name: str, *arguments: Any) -> Any:
+        """A kernel with its arguments: numbers of Python are int32, places become (buffer, offset)."""
+        flat: list[Any] = []
+        for argument in arguments:
+            if isinstance(argument, _At):
+                buffer, offset = self._locate(argument.place)
+                flat += [buffer, np.int64(offset)]
+            elif isinstance(argument, float):
+                flat.append(np.float32(argument))
+            else:
+                flat.append(np.int32(argument) if isinstance(argument, int) else argument)
+        kernel = self._kernel(name)
+        kernel.set_args(*flat)
+        return kernel
+
+    def _cache(self, place: Place) -> Any:
+        return self._locate(place)[0]
+
+    def _columns(self, step: Step, columns: int, name: str, *arguments: Any) -> list[Launch]:
+        """A kernel with a work-item for each column of each row."""
+        return [Launch(self._new(name, *arguments), _rounded(columns, 64), (64, 1), _rows_of(step))]
+
+    def _embed(self, step: Step) -> list[Launch]:
+        items = step.k if FORMATS[step.type].is_float else step.k // 32
+        table, out = step.places[:2]
+        return self._columns(
+            step, items, f"embed_{step.type}", self._in, _At(table), step.k, float(step.scale), _At(out)
+        )
+
+    def _prepare(self, step: Step) -> list[Launch]:
+        x, second, quantised, plain, bias = step.places[:5]
+        kernel = self._new(
+            "prepare_rows", self._in, step.how, step.act, int(step.gather), step.k, step.heads, step.used,
+            float(step.epsilon), float(step.cap), _At(x), _At(second), _At(bias), _At(quantised), _At(plain),
+        )  # fmt: skip
+        size, rows = self._sizes.prepare, _rows_of(step)
+        return [Launch(kernel, _rounded(-(-step.k // 4), size), (size, 1), lambda counts: rows(counts) * step.heads)]
+
+    def _add(self, step: Step) -> list[Launch]:
+        a, b, out = step.places[:3]
+        return self._columns(step, step.k, "add_rows", step.k, _At(a), _At(b), _At(out))
+
+    def _copy(self, step: Step) -> list[Launch]:
+        x, out = step.places[:2]
+        return self._columns(
+            step, step.k * step.heads, "copy_columns", step.k, step.heads, step.used, step.n, step.start, step.table,
+            step.out_stride, _At(x), _At(out),
+        )  # fmt: skip
+
+    def _expert_sum(self, step: Step) -> list[Launch]:
+        x, route, out = step.places[:3]
+        return self._columns(step, step.k, "sum_experts", step.k, step.used, _At(x), _At(route), _At(out))
+
+    def _store_row(self, step: Step) -> list[Launch]:
+        x, cache = step.places[:2]
+        return self._columns(step, step.k, "store_float_row", self._in, step.k, _At(x), self._cache(cache))
+
+    def _convolve(self, step: Step) -> list[Launch]:
+        cache, weight, out = step.places[:3]
+        return self._columns(
+            step, step.k, "convolve_rows", self._in, step.k, step.n, self._cache(cache), _At(weight), _At(out)
+        )
+
+    def _store_kv(self, step: Step) -> list[Launch]:
+        q, k, v, keys, values = step.places[:5]
+        items = max((step.heads + step.kv_heads) * step.head_width // 2, step.kv_heads * step.value_width)
+        return self._columns(
+            step, items, "store_keys_and_values", self._in, _At(q), _At(k), _At(v), self._cache(keys),
+            self._cache(values), step.heads, step.kv_heads, step.head_width, step.value_width, step.n, step.start,
+            step.how, step.table,
+        )  # fmt: skip
+
+    def _attend(self, step: Step) -> list[Launch]:
+        q, keys, values, out, _, sinks = step.places[:6]
+        shape = HeadShape.of(step.heads, step.kv_heads, step.head_width, step.value_width)
+        arguments = (
+            self._in, _At(q), self._cache(keys), self._cache(values), _At(out), _At(sinks), step.heads, step.kv_heads,
+            step.window, float(step.scale), float(step.cap),
+        )  # fmt: skip
+        single = self._new(f"attend_single_{shape.name}", *arguments, self._partials)
+        tile = self._new(f"attend_tile_{shape.name}", *arguments)
+        return [
+            Launch(single, 128 * step.heads // shape.single_heads, (128, 1), lambda counts: counts.singles),
+            Launch(tile, 128 * step.heads // shape.tile_heads, (128, 1), lambda counts: counts.tiles),
+        ]
+
+    def _combine(self, step: Step) -> list[Launch]:
+        _, out, sinks = step.places[:3]
+        shape = HeadShape.of(step.heads, step.kv_heads, step.head_width, step.value_width)
+        kernel = self._new(f"join_parts_{shape.name}", self._in, self._partials, _At(out), _At(sinks), step.heads)
+        columns = _rounded(step.heads * step.value_width, 64)
+        return [Launch(kernel, columns, (64, 1), lambda counts: counts.combines)]
+
+    def _route(self, step: Step) -> list[Launch]:
+        logits, out, bias = step.places[:3]
+        kernel = self._new(
+            "route_rows", step.experts, step.used, step.how, step.groups, step.groups_used, int(step.renormalise),
+            float(step.scale), _At(logits), _At(bias), _At(out),
+        )  # fmt: skip
+        return [Launch(kernel, 128, (128, 1), _rows_of(step))]
+
+    def _bind_sort(self, step: Step, rows: str) -> Launch:
+        route, out = step.places[:2]
+        tile_rows = 0 if rows.startswith("matvec") else self._expert_tile_rows(step)
+        kernel = self._new(
+            "sort_entries", self._in, _rows_word(step), step.experts, step.used, tile_rows, _At(route), _At(out)
+        )
+        return Launch(kernel, 128, (128, 1), lambda counts: 1)
+
+    def _bind_experts(self, step: Step, rows: str) -> Launch:
+        is_matvec, count, used = rows.startswith("matvec"), _rows_of(step), step.used
+        tile_rows, height = self._expert_tile_rows(step), self._sizes.tile_height
+        name = "expert_matvec" if is_matvec else f"expert_matmul_{tile_rows // height}"
+        slices = self._slices([step])
+        kernel = self._product(f"{name}_{step.type}", [step], slices, sorted_entries=step.places[5])
+        if is_matvec:
+            return Launch(kernel, step.n, (GROUP, slices), lambda counts: count(counts) * used)
+
+        def tiles(counts: Counts) -> int:
+            """At most so many: each expert's last tile may have few rows."""
+            entries = count(counts) * used
+            return min(step.experts, entries) + entries // tile_rows
+
+        return Launch(kernel, 16 * -(-step.n // TILE_COLUMNS), (16, height), tiles)
+
+    def _expert_tile_rows(self, step: Step) -> int:
+        """Rows of a tile for experts, by how many each one gets of a full batch."""
+        height = self._sizes.tile_height
+        return 4 * height if self._sizes.max_rows * step.used >= 4 * height * step.experts else height
+
+    def _bind_matmul(self, site: list[Step], rows: str) -> Launch:
+        first = site[0]
+        slices = self._slices(site)
+        kernel = self._product(f"{rows}_{first.type}", site, slices)
+        name, _, per = rows.partition("_")
+        count = _rows_of(first)
+        if name == "matvec":
+            groups = sum(-(-step.n // GROUP) for step in site)
+            return Launch(kernel, GROUP * groups, (GROUP, slices), lambda counts: 1)
+        height = self._sizes.tile_height
+        tile_rows = height * int(per)
+        across = sum(step.heads * -(-(step.n // step.heads) // TILE_COLUMNS) for step in site)
+        return Launch(kernel, 16 * across, (16, height), lambda counts: -(-count(counts) // tile_rows))
+
+    def _product(self, name: str, site: list[Step], slices: int, sorted_entries: Place = None) -> Any:
+        """A kernel of a matrix product with its arguments, as in cl_kernels/simt_arguments.cl."""
+        first = site[0]
+        residual = next((step.places[4] for step in site if step.places[4] is not None), None)
+        matrices: list[Any] = []
+        for i in range(MATRICES):
+            weight, _, out, bias, added = site[min(i, len(site) - 1)].places[:5]
+            n = site[i].n if i < len(site) else 0
+            matrices += [_At(weight), n, _At(out), _At(bias), np.int64(self._locate(added)[1])]
+        return self._new(
+            name, self._in, _rows_word(first), _At(first.places[1]), first.k, -(-first.k // (32 * slices)),
+            first.heads, float(first.scale), first.used, int(first.shared), _At(sorted_entries),
+            self._locate(residual)[0], *matrices,
+        )  # fmt: skip
+
+    def _slices(self, site: list[Step]) -> int:
+        """Work-items that share a row of weights. Depends on the matrices alone: it decides the order of sums."""
+        groups = sum(-(-step.n // GROUP) for step in site)
+        slices = 4
+        most = min(MOST_SLICES, self._sizes.slices[site[0].type], -(-site[0].k // 32))
+        while 2 * slices <= most and GROUP * groups * slices < self._sizes.wanted_items:
+            slices *= 2
+        return slices
+
+
+_BINDERS: dict[str, Callable[[Plan, Step], list[Launch]]] = {
+    "embed": Plan._embed,
+    "prepare": Plan._prepare,
+    "add": Plan._add,
+    "copy": Plan._copy,
+    "store_kv": Plan._store_kv,
+    "attend": Plan._attend,
+    "combine": Plan._combine,
+    "route": Plan._route,
+    "expert_sum": Plan._expert_sum,
+    "store_row": Plan._store_row,
+    "convolve": Plan._convolve,
+}
+
+
+def row_class(rows: int) -> str:
+    """The kernel of matrix products for so many rows; empty for none."""
+    if rows == 0:
+        return ""
+    for most in MATVEC_ROWS:
+        if rows <= most:
+            return f"matvec_{most}"
+    return "matmul_1" if rows <= FEW_ROWS else "matmul_4"
+
+
+def _sites(phase: list[Step]) -> list[list[Step]]:
+    """The steps of a phase by launches: products of one type that read the same rows go together."""
+    if phase[0].kind != "matmul":
+        return [[step] for step in phase]
+    alike: dict[tuple[Any, ...], list[Step]] = {}
+    for index, step in enumerate(phase):
+        alone = index if step.heads > 1 else -1
+        alike.setdefault((step.type, step.logit_rows, step.scale, alone), []).append(step)
+    return [steps[i : i + MATRICES] for steps in alike.values() for i in range(0, len(steps), MATRICES)]
+
+
+def _rows_of(step: Step) -> Callable[[Counts], int]:
+    return _logit_rows if step.logit_rows else _rows
+
+
+def _rows(counts: Counts) -> int:
+    return counts.rows
+
+
+def _logit_rows(counts: Counts) -> int:
+    return counts.logit_rows
+
+
+def _rows_word(step: Step) -> int:
+    return LOGIT_ROWS_WORD if step.logit_rows else ROWS_WORD
+
+
+def _rounded(items: int, size: int) -> int:
+    return -(-items // size) * size
