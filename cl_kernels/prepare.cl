@@ -1,12 +1,15 @@
 // Rows of activations: normalised, gated, and brought into the form that a matrix product reads.
 //
-// A prepared row for quantised weights holds, for k values: int8 q[k], then per 32 values (a block) float scale,
-// float scale * sum of q, int sum of q, then int sum of q per 16 values. Values are scale * q, |q| <= 127.
+// A prepared row for quantised weights holds k integers of 15 bits, 128 * high + low: for every 32 (a block) 32 high and
+// 32 low signed bytes. Then, per block, float scale, float scale * sum of the integers and their int sum, and then int
+// sums of 16. Values are scale * integer.
 
 static inline __attribute__((always_inline)) long prepared_bytes(int k)
 {
-    return ((long)k + k / 32 * 12 + k / 16 * 4 + 63) / 64 * 64;
+    return (2 * (long)k + k / 32 * 12 + k / 16 * 4 + 63) / 64 * 64;
 }
+
+#define LARGEST 16256 // 128 * 127
 
 static inline __attribute__((always_inline)) int sum_int16(int16 v)
 {
@@ -20,16 +23,19 @@ static inline __attribute__((always_inline)) void quantise_block(
     float16 lo, float16 hi, int block, int k, __global char *row)
 {
     const int blocks = k / 32;
-    __global float *scales = (__global float *)(row + k);
+    __global float *scales = (__global float *)(row + 2 * (long)k);
     __global int *sums = (__global int *)(scales + 2 * blocks);
     const float largest = max16(max(fabs(lo), fabs(hi)));
-    const float scale = largest / 127.0f;
-    const float inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
+    const float scale = largest / (float)LARGEST;
+    const float inverse = largest > 0.0f ? (float)LARGEST / largest : 0.0f;
     const float16 magic = (float16)(12582912.0f); // adding and subtracting it rounds to the nearest integer
     const int16 a = __builtin_convertvector((lo * inverse + magic) - magic, int16);
     const int16 b = __builtin_convertvector((hi * inverse + magic) - magic, int16);
-    vstore16(__builtin_convertvector(a, char16), 0, row + block * 32);
-    vstore16(__builtin_convertvector(b, char16), 0, row + block * 32 + 16);
+    const int16 high_a = (a + 64) >> 7, high_b = (b + 64) >> 7;
+    vstore16(__builtin_convertvector(high_a, char16), 0, row + block * 64);
+    vstore16(__builtin_convertvector(high_b, char16), 0, row + block * 64 + 16);
+    vstore16(__builtin_convertvector(a - (high_a << 7), char16), 0, row + block * 64 + 32);
+    vstore16(__builtin_convertvector(b - (high_b << 7), char16), 0, row + block * 64 + 48);
     const int sum_a = sum_int16(a), sum_b = sum_int16(b);
     scales[block] = scale;
     scales[blocks + block] = scale * (float)(sum_a + sum_b);

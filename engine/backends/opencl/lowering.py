@@ -130,8 +130,8 @@ class Program:
 
 
 def prepared_bytes(k: int) -> int:
-    """Bytes of an int8 row of activations; see prepare.cl."""
-    return -(-(k + k // 32 * 12 + k // 16 * 4) // 64) * 64
+    """Bytes of a row of activations as integers; see prepare.cl."""
+    return -(-(2 * k + k // 32 * 12 + k // 16 * 4) // 64) * 64
 
 
 def padded16(width: int) -> int:
