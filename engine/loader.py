@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.api import DeviceInfo, LoadOptions, ModelInfo
-from engine.architectures import read_architecture
+from engine.architectures import read_architecture, read_trained_context_length
 from engine.batch import KV_BLOCK, LoadedModel, Progress
 from engine.chat_template import ChatTemplate
 from engine.devices import choose_device, total_memory_bytes, why_numpy
@@ -45,7 +45,9 @@ def load_model(
     began = time.perf_counter()
     progress("reading", 0.0, path.name)
     file = GGUFFile.open(path)
-    architecture = read_architecture(file)
+    trained = read_trained_context_length(file)
+    context = _context_length(options, trained)
+    architecture = read_architecture(file, context)
     graph = architecture.graph
     tokenizer = Tokenizer.from_gguf(file)
     template = ChatTemplate.from_gguf(file, tokenizer)
@@ -55,7 +57,6 @@ def load_model(
             f"but its tensor 'token_embd.weight' has only {graph.n_vocab} rows.",
             "The file is damaged or was converted wrongly; download it again.",
         )
-    context = _context_length(options, architecture.trained_context_length)
     progress("reading", 1.0, path.name)
     device = choose_device(options.device)
     model = _place(file, graph, device, -(-context // KV_BLOCK), progress, cancelled)
@@ -66,11 +67,17 @@ def load_model(
     notes = list(tokenizer.warnings)
     if options.device == "auto" and device.id == "numpy":
         notes.append(f"numpy computes, slower than OpenCL would: {why_numpy()}")
+    if architecture.unused_tensors:
+        names = architecture.unused_tensors
+        notes.append(
+            f"{len(names)} tensors of the file belong to parts that Realm does not run and were left out: "
+            f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''}."
+        )
     if template is None:
         notes.append("This model carries no chat template; a plain one is used.")
-    if context > architecture.trained_context_length:
+    if context > trained:
         notes.append(
-            f"The context of {context} tokens is longer than the {architecture.trained_context_length} "
+            f"The context of {context} tokens is longer than the {trained} "
             "that the model was trained for; answers may lose coherence."
         )
     return LoadedBundle(
@@ -85,7 +92,7 @@ def load_model(
             quantisation=types.most_common(1)[0][0],
             file_bytes=file.size,
             context_length=context,
-            trained_context_length=architecture.trained_context_length,
+            trained_context_length=trained,
             vocab_size=graph.n_vocab,
             device=model.device,
             weight_bytes=memory.weight_bytes,
