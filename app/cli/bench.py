@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any
 
 from app.cli.answers import answer_request
+from app.cli.bench_load import run_load
 from app.cli.memory import peak_memory_bytes
 from app.cli.models import loaded_engine, wait_for
 from app.cli.options import add_device_arguments, add_json_argument, add_model_argument
@@ -32,11 +33,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", "--decode-tokens", type=_at_least(2), default=128, metavar="N", help="decode (128)")
     parser.add_argument("-r", "--repetitions", type=_at_least(1), default=5, metavar="N", help="repetitions (5)")
     parser.add_argument("--seed", type=int, default=1, metavar="S", help="seed of the random prompts (1)")
+    parser.add_argument(
+        "--load", action="store_true", help="measure opening and loading instead; a file with a vocabulary only will do"
+    )
     add_device_arguments(parser, context=False)
     add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.load:
+        return run_load(args)
     n_prompt, n_decode, repetitions = args.prompt_tokens, args.decode_tokens, args.repetitions
     bar = ProgressBar("bench")
     with loaded_engine(args.model, args.device, max(n_prompt + 1, n_decode + 2)) as (engine, info):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,33 @@ def test_bench_measures_what_it_says(realm: Realm, tiny_model: Path) -> None:
     assert "prefill" in plain.out
     assert "decode" in plain.out
     assert plain.out.count("tokens/s") == 2
+
+
+def test_bench_of_loading(realm: Realm, tiny_model: Path, fixtures_dir: Path) -> None:
+    answer = realm("bench", "--model", tiny_model, "--load", "-r", 2, "--device", "numpy", "--json").json
+
+    assert answer["vocab_size"] == 448
+    assert answer["device"] == "numpy"
+    assert 0 < answer["open_s"] < answer["vocabulary_s"]
+    assert 0 < answer["load_s"] < answer["first_token_s"]
+    vocabulary = fixtures_dir / "tokenizers" / "ggml-vocab-gpt-2.gguf"
+    plain = realm("bench", "--model", vocabulary, "--load", "-r", 1)
+    assert plain.code == 0
+    assert "for 50257 tokens" in plain.out
+    assert "first token" not in plain.out
+
+
+def test_a_large_vocabulary_opens_quickly(fixtures_dir: Path) -> None:
+    """152,000 tokens, in processor time, as the machine may be busy; the best of three."""
+    from app.cli.bench_load import _vocabulary
+
+    seconds = []
+    for _ in range(3):
+        began = time.process_time()
+        _, _, n_vocab = _vocabulary(fixtures_dir / "tokenizers" / "ggml-vocab-qwen2.gguf")
+        seconds.append(time.process_time() - began)
+    assert n_vocab > 150_000
+    assert min(seconds) < 0.7
 
 
 def test_devices_are_listed(realm: Realm) -> None:
