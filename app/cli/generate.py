@@ -44,6 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json_argument(parser)
 
 
+LEAST_CONTEXT = 512
+
+
 def run(args: argparse.Namespace) -> int:
     options = given_options(args)
     if isinstance(options.get("messages"), Path):
@@ -56,7 +59,11 @@ def run(args: argparse.Namespace) -> int:
     else:
         request = generate_request(options)
     chats = "messages" in options
-    with loaded_engine(args.model, args.device, args.context_length, chats=chats) as (engine, info):
+    context = args.context_length
+    if context is None and request is not None and request.prompt_tokens is not None and request.max_tokens is not None:
+        # all that will ever be needed is known: a long context costs memory and, in longrope models, another rotation
+        context = max(LEAST_CONTEXT, len(request.prompt_tokens) + request.max_tokens)
+    with loaded_engine(args.model, args.device, context, chats=chats) as (engine, info):
         if request is None:
 
             def answer_line(line: Any) -> Any:
