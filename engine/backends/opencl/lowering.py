@@ -324,7 +324,7 @@ class _Lowering:
         self._emit(shape)
         out = self._float(op.out)
         heads = heads_per_tile(op)
-        places = (q, keys, values, out, "partials", op.sinks)
+        places: tuple[Place, ...] = (q, keys, values, out, "partials", op.sinks)
         self._emit(replace(shape, kind="attend", places=places, chunk=heads))
         self._emit(replace(shape, kind="combine", places=("partials", out, op.sinks)))
 
