@@ -7,16 +7,12 @@
 
 #pragma OPENCL FP_CONTRACT OFF
 
-#if defined(REALM_SIMT_KHR)
-#pragma OPENCL EXTENSION cl_khr_integer_dot_product : enable
-#endif
-
 // acc + the sum over 4 signed bytes of a * b
 static inline int dot4(int acc, int a, int b)
 {
 #if defined(REALM_SIMT_DP4A)
     int sum;
-    asm volatile("dp4a.s32.s32 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(acc));
+    __asm__ volatile("dp4a.s32.s32 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(acc));
     return sum;
 #elif defined(REALM_SIMT_SUDOT4)
     return __builtin_amdgcn_sudot4(true, a, true, b, acc, false);

@@ -8,35 +8,14 @@
 #define MAX_EXPERTS 1024
 #define ROUTE_SIZE 128 // work-items of a work-group
 
-// Of n values the largest that is not yet -inf, ties to the lower number: returns it and rules it out. All work-items
-// of the group come here together.
-static inline int take_best(__local float *wanted, int n, __local float *values, __local int *numbers)
+// How many of n values come before number i, if the largest is first and ties go to the lower number.
+static inline int rank_of(const __local float *values, int n, int i)
 {
-    const int lane = get_local_id(0);
-    int best = -1;
-    for (int i = lane; i < n; i += ROUTE_SIZE)
-        if (best < 0 || wanted[i] > wanted[best])
-            best = i;
-    values[lane] = best < 0 ? -INFINITY : wanted[best];
-    numbers[lane] = best < 0 ? n : best;
-    barrier(CLK_LOCAL_MEM_FENCE);
-    for (int half_size = ROUTE_SIZE / 2; half_size > 0; half_size /= 2) {
-        if (lane < half_size) {
-            const float other = values[lane + half_size];
-            const int number = numbers[lane + half_size];
-            if (other > values[lane] || (other == values[lane] && number < numbers[lane])) {
-                values[lane] = other;
-                numbers[lane] = number;
-            }
-        }
-        barrier(CLK_LOCAL_MEM_FENCE);
-    }
-    const int found = numbers[0];
-    barrier(CLK_LOCAL_MEM_FENCE);
-    if (lane == 0)
-        wanted[found] = -INFINITY;
-    barrier(CLK_LOCAL_MEM_FENCE);
-    return found;
+    const float mine = values[i];
+    int rank = 0;
+    for (int j = 0; j < n; j++)
+        rank += values[j] > mine || (values[j] == mine && j < i);
+    return rank;
 }
 
 // One row to a work-group. out: the numbers of the chosen experts as floats, best first, then their weights.
@@ -46,8 +25,6 @@ __kernel __attribute__((reqd_work_group_size(ROUTE_SIZE, 1, 1))) void route_rows
     __global uchar *out_buffer, long out_at)
 {
     __local float values[MAX_EXPERTS], wanted[MAX_EXPERTS], score[MAX_EXPERTS];
-    __local float best_values[ROUTE_SIZE];
-    __local int best_numbers[ROUTE_SIZE];
     const int lane = get_local_id(0), row = get_group_id(1);
     const __global float *logits = FLOATS_IN(logits_buffer, logits_at) + (long)row * n;
     __global float *out = FLOATS(out_buffer, out_at) + (long)row * 2 * used;
@@ -79,20 +56,19 @@ __kernel __attribute__((reqd_work_group_size(ROUTE_SIZE, 1, 1))) void route_rows
             score[g] = size > 1 ? first + second : first;
         }
         barrier(CLK_LOCAL_MEM_FENCE);
-        for (int i = 0; i < groups_used; i++)
-            take_best(score, groups, best_values, best_numbers);
         for (int i = lane; i < n; i += ROUTE_SIZE)
-            if (score[i / size] != -INFINITY)
+            if (rank_of(score, groups, i / size) >= groups_used)
                 wanted[i] = -INFINITY;
         barrier(CLK_LOCAL_MEM_FENCE);
     }
-    for (int i = 0; i < used; i++) {
-        const int best = take_best(wanted, n, best_values, best_numbers);
-        if (lane == 0) {
-            out[i] = (float)best;
-            score[i] = values[best];
+    for (int i = lane; i < n; i += ROUTE_SIZE) {
+        const int rank = rank_of(wanted, n, i);
+        if (rank < used) {
+            out[rank] = (float)i;
+            score[rank] = values[i];
         }
     }
+    barrier(CLK_LOCAL_MEM_FENCE);
     if (lane == 0) {
         float sum = 0.0f;
         if (gating == GATE_CHOSEN_SOFTMAX) {

@@ -14,7 +14,7 @@ SIMT_DOT_VARIANTS = (
     Variant("dp4a", ("-DREALM_SIMT_DP4A",)),
     Variant("sudot4", ("-DREALM_SIMT_SUDOT4",)),
     Variant("sdot4", ("-DREALM_SIMT_SDOT4",)),
-    Variant("integer-dot-product", ("-DREALM_SIMT_KHR",)),
+    Variant("integer-dot-product", ("-DREALM_SIMT_KHR", "-cl-std=CL3.0")),
     Variant("portable", ()),
 )
 """Ways to multiply four signed bytes by four, best first."""
@@ -50,14 +50,13 @@ def dot_variant(device: Device) -> Variant:
     reasons = []
     maker = f"{handle.vendor} {handle.platform.vendor}".lower()
     for variant in SIMT_DOT_VARIANTS:
-        if not device.is_cpu or variant.name not in _VENDORS:
-            vendors = _VENDORS.get(variant.name)
-            if vendors and not any(vendor in maker for vendor in vendors):
-                continue
-            reason = _probe(device, variant)
-            if not reason:
-                return variant
-            reasons.append(f"{variant.name}: {reason}")
+        vendors = _VENDORS.get(variant.name)
+        if vendors and (device.is_cpu or not any(vendor in maker for vendor in vendors)):
+            continue
+        reason = _probe(device, variant)
+        if not reason:
+            return variant
+        reasons.append(f"{variant.name}: {reason}")
     raise DeviceError(
         f"No variant of Realm's kernels works on {handle.name.strip()}. {'; '.join(reasons)}",
         "Update the OpenCL driver, or choose another device.",

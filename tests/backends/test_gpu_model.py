@@ -1,0 +1,294 @@
+"""The executor for GPUs, run on whatever device there is: PoCL where there is no GPU, which proves its arithmetic.
+
+What other tests ask of OpenCL, they ask here of this executor.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine.api import GenerateRequest, LoadOptions, SamplingParams
+from engine.architectures import read_architecture
+from engine.backends.opencl import gpu_source, platforms
+from engine.backends.opencl.formats import FORMATS
+from engine.backends.opencl.gpu_batch import PARTIAL_SLOTS, split_lone_row, split_slots
+from engine.backends.opencl.gpu_model import GpuModel
+from engine.backends.opencl.gpu_source import HeadShape
+from engine.batch import KV_BLOCK, Batch
+from engine.devices import choose_device, list_devices
+from engine.engine import Engine
+from engine.errors import OutOfMemoryError, UnsupportedModelError
+from engine.generation import generate
+from engine.gguf import GGUFFile
+from engine.graph import Graph
+from tests.backends import test_llama, test_matmul, test_tiny_models
+from tests.backends.memory_file import MemoryFile, load, one_sequence
+
+TYPES = sorted(FORMATS)
+
+
+@pytest.fixture(autouse=True)
+def _gpu_executor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REALM_EXECUTOR", "gpu")
+
+
+def _within_int8(got: np.ndarray, rows: np.ndarray, x: np.ndarray, *, exact: bool) -> None:
+    """Within what rounding activations to 8 bits may cost (the bounds of the reference data's FIELDS.md)."""
+    expected = x.astype(np.float64) @ rows.T.astype(np.float64)
+    size = np.outer(np.linalg.norm(x.astype(np.float64), axis=1), np.linalg.norm(rows.astype(np.float64), axis=1))
+    assert (np.abs(got - expected) <= (1e-5 if exact else 6e-3) * size).all()
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_products_agree_with_the_reference(fixtures_dir: Path, name: str) -> None:
+    """By the matrix-vector kernels for one to eight rows and by both tiles: to the same bits."""
+    data = test_matmul._reference(fixtures_dir, name)
+    x, rows = data["x"], data["deq"]
+    many = np.concatenate([x, -x, x[:1] * 0, x[::-1] * 3.5] * 3)[:37]
+    file = MemoryFile()
+    graph = Graph(n_vocab=len(rows), n_layers=0, n_kv_heads=1, head_width=16)
+    graph.linear(graph.embed(file.add("x", "F32", many, many.shape[1])), file.add("w", name, data["q"], many.shape[1]))
+    model = load("opencl", file, graph)
+    assert isinstance(model, GpuModel)
+    got = model.forward(one_sequence(np.arange(37))).copy()
+    _within_int8(got, rows, many, exact=FORMATS[name].is_float)
+    for n in (1, 2, 3, 7, 13):
+        np.testing.assert_array_equal(model.forward(one_sequence(np.arange(n))), got[:n])
+    model.close()
+
+
+@pytest.mark.parametrize("name", [name for name in TYPES if not FORMATS[name].is_float])
+def test_products_of_any_bit_pattern(fixtures_dir: Path, name: str) -> None:
+    data = test_matmul._reference(fixtures_dir, name)
+    x = np.stack([data["rnd_x"], -data["rnd_x"]])
+    _within_int8(test_matmul._multiply(name, data["rnd_q"], x), data["rnd_deq"], x, exact=False)
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_expanded_rows_are_those_of_the_reference(fixtures_dir: Path, name: str) -> None:
+    test_matmul.test_expanded_rows_are_those_of_the_reference(fixtures_dir, name)
+
+
+@pytest.mark.parametrize("name", test_tiny_models.NAMES)
+def test_logits_are_as_good_as_the_reference_on_integers(fixtures_dir: Path, name: str) -> None:
+    test_tiny_models.test_logits_are_as_good_as_the_reference_on_integers(fixtures_dir, name)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "head_width"), [(6, 2, 64), (4, 2, 80), (2, 1, 256), (5, 1, 24)])
+def test_agrees_with_numpy_in_any_batch(heads: int, kv_heads: int, head_width: int) -> None:
+    test_llama.test_opencl_agrees_with_numpy_in_any_batch(heads, kv_heads, head_width)
+
+
+def test_a_row_does_not_depend_on_its_batch(fixtures_dir: Path) -> None:
+    test_llama.test_a_row_does_not_depend_on_its_batch(fixtures_dir)
+
+
+def test_a_decoded_row_does_not_depend_on_what_is_prefilled_beside_it(fixtures_dir: Path) -> None:
+    """Bit for bit, though one step multiplies by matrix-vector kernels and the other by tiles."""
+    path = fixtures_dir / "tiny_models" / "llama-q4_k_m.gguf"
+    file = GGUFFile.open(path)
+    model = load("opencl", file, read_architecture(file).graph, n_blocks=12)  # type: ignore[arg-type]
+    rng = np.random.default_rng(1)
+    prompt = rng.integers(3, 400, 150).astype(np.int32)  # long enough for its attention to be split
+    blocks = np.array([7, 2, 5, 0, 9], np.int32)
+    model.forward(one_sequence(prompt, blocks=blocks))
+    alone = model.forward(one_sequence([11], start=150, blocks=blocks)).copy()
+    other = rng.integers(3, 400, 60).astype(np.int32)
+    tables = np.zeros((2, 5), np.int32)
+    tables[0], tables[1, :2] = blocks, [1, 3]
+    together = model.forward(
+        Batch(
+            tokens=np.concatenate([[11], other]).astype(np.int32),
+            positions=np.concatenate([[150], np.arange(60)]).astype(np.int32),
+            sequences=np.repeat([0, 1], [1, 60]).astype(np.int32),
+            block_tables=tables,
+            logit_rows=np.array([0, 60], np.int32),
+        )
+    )
+    np.testing.assert_array_equal(together[0], alone[0])
+
+
+def test_a_step_without_logits_is_not_waited_for_and_not_lost(fixtures_dir: Path) -> None:
+    file = GGUFFile.open(fixtures_dir / "tiny_models" / "llama.gguf")
+    model = load("opencl", file, read_architecture(file).graph)  # type: ignore[arg-type]
+    tokens = np.load(fixtures_dir / "tiny_models" / "llama.npz")["prompt"]
+    whole = model.forward(one_sequence(tokens)).copy()
+    for start in range(0, 40, 8):
+        assert model.forward(one_sequence(tokens[start : start + 8], start, np.arange(4), [])).shape[0] == 0
+    last = model.forward(one_sequence(tokens[40:], 40, np.arange(4)))
+    np.testing.assert_allclose(last, whole[40:], atol=0.01 * np.abs(whole).max())
+
+
+@pytest.fixture(scope="module")
+def starter(starter_model: Path) -> Iterator[Engine]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REALM_EXECUTOR", "gpu")
+        with Engine() as engine:
+            engine.load(starter_model, LoadOptions(device="opencl", context_length=512)).result(120)
+            yield engine
+
+
+def test_the_starter_model_follows_the_reference(starter: Engine, fixtures_dir: Path) -> None:
+    """Teacher-forced: after each stretch of the reference's tokens, the next one, unless the choice was close."""
+    info = starter.status().model
+    assert info is not None
+    assert info.device.variants[0] == "simt"
+    reference: dict[str, Any] = json.loads((fixtures_dir / "real_models" / "smollm2-135m-q4_1.json").read_text())
+    for case in reference["cases"][:3]:
+        for step in (0, 7, 20):
+            request = GenerateRequest(
+                prompt_tokens=case["prompt_ids"] + case["greedy_ids"][:step],
+                max_tokens=6,
+                sampling=SamplingParams(temperature=0),
+                ignore_eos=True,
+            )
+            for i, token in enumerate(generate(starter, request).tokens, step):
+                if token != case["greedy_ids"][i]:
+                    assert token == case["exact_top1"][i] or case["margin"][i] < 0.3, (case["id"], i)
+                    break
+
+
+def test_what_does_not_fit_is_refused_with_numbers(fixtures_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = GGUFFile.open(fixtures_dir / "tiny_models" / "llama.gguf")
+    graph = read_architecture(file).graph
+    with pytest.raises(OutOfMemoryError, match=r"needs \d+\.\d\d GB .* has \d+\.\d\d GB"):
+        load("opencl", file, graph, n_blocks=1 << 22)  # type: ignore[arg-type]
+
+    class SmallHandle:
+        max_mem_alloc_size = 1 << 20
+
+        def __init__(self, handle: Any) -> None:
+            self._handle = handle
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._handle, name)
+
+    device = next(d for d in platforms.devices() if f"opencl:{d.index}" == choose_device("opencl").id)
+    monkeypatch.setattr(device, "handle", SmallHandle(device.handle))
+    with pytest.raises(OutOfMemoryError, match=r"allows \d\.\d+ GB in one piece"):
+        load("opencl", file, graph)  # type: ignore[arg-type]
+
+
+def test_memory_and_bandwidth_are_told(fixtures_dir: Path) -> None:
+    file = GGUFFile.open(fixtures_dir / "tiny_models" / "llama.gguf")
+    graph = read_architecture(file).graph
+    small, large = (load("opencl", file, graph, n_blocks=n).memory() for n in (4, 8))  # type: ignore[arg-type]
+    assert large.kv_bytes == 2 * small.kv_bytes > 0
+    assert small.weight_bytes == large.weight_bytes >= file.size // 2
+    bandwidth = load("opencl", file, graph).read_bandwidth()  # type: ignore[arg-type]
+    assert bandwidth is not None
+    assert bandwidth > 1e8
+
+
+def test_devices_tell_the_executor_and_its_variant() -> None:
+    names = {variant.name for variant in platforms_variants()}
+    listed = next(d for d in list_devices() if d.id.startswith("opencl"))
+    assert listed.variants[0] == "simt"
+    assert listed.variants[1] in names
+
+
+def platforms_variants() -> tuple[platforms.Variant, ...]:
+    from engine.backends.opencl.gpu_variants import SIMT_DOT_VARIANTS
+
+    return SIMT_DOT_VARIANTS
+
+
+def test_heads_that_are_too_wide_are_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match="2048 numbers"):
+        HeadShape.of(8, 8, 2048, 128)
+
+
+def test_a_lone_rows_parts_cover_it_once() -> None:
+    for length in (1, 127, 128, 129, 1000, 8192, 8193, 100_000):
+        parts = split_lone_row(length)
+        assert parts[0][0] == 0
+        assert parts[-1][1] == length
+        assert all(a[1] == b[0] for a, b in pairwise(parts))
+        assert len(parts) <= 64
+
+
+def test_batches_that_need_too_many_partial_results_are_cut_between_sequences() -> None:
+    n = 64
+    batch = Batch(
+        tokens=np.arange(n, dtype=np.int32),
+        positions=np.full(n, 20 * KV_BLOCK * 32, np.int32),
+        sequences=np.arange(n, dtype=np.int32),
+        block_tables=np.zeros((n, 1), np.int32),
+        logit_rows=np.arange(0, n, 3, dtype=np.int32),
+    )
+    parts = split_slots(batch)
+    assert len(parts) > 1
+    assert np.array_equal(np.concatenate([p.tokens for p in parts]), batch.tokens)
+    wanted = [p.tokens[p.logit_rows] for p in parts]
+    assert np.array_equal(np.concatenate(wanted), batch.tokens[batch.logit_rows])
+    for part in parts:
+        assert sum(len(split_lone_row(int(p) + 1)) for p in part.positions) <= PARTIAL_SLOTS
+    short = replace(batch, positions=batch.positions * 0)
+    assert len(split_slots(short)) == 1
+
+
+TARGETS = {
+    "nvidia": ["-target", "nvptx64-nvidia-nvcl", "-Xclang", "-target-cpu", "-Xclang", "sm_70", "-DREALM_SIMT_DP4A"],
+    "amd-rdna2": ["-target", "amdgcn-amd-amdhsa", "-nogpulib", "-mcpu=gfx1030", "-DREALM_SIMT_SDOT4"],
+    "amd-rdna3": ["-target", "amdgcn-amd-amdhsa", "-nogpulib", "-mcpu=gfx1100", "-DREALM_SIMT_SUDOT4"],
+    "intel": [
+        *("-target", "spir64", "-cl-std=CL3.0", "-DREALM_SIMT_KHR", "-Xclang"),
+        "-cl-ext=+cl_khr_integer_dot_product,+__opencl_c_integer_dot_product_input_4x8bit_packed",
+    ],
+    "portable": ["-target", "spir64"],
+}
+SHAPES = [(9, 3, 64, 64), (32, 8, 128, 128), (8, 1, 256, 256), (4, 2, 80, 80), (16, 1, 576, 512), (40, 1, 16, 16)]
+
+
+def _clang() -> str:
+    """A clang that knows GPUs well enough: 15 or later."""
+    for name in ["clang", *(f"clang-{version}" for version in range(25, 14, -1))]:
+        path = shutil.which(name)
+        if path:
+            version = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
+            found = re.search(r"version (\d+)", version)
+            if found and int(found[1]) >= 15 and "Apple" not in version:
+                return path
+    pytest.skip("no clang 15 or later to compile for GPUs with")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_kernels_compile_for_gpus(tmp_path: Path, target: str) -> None:
+    """By clang's OpenCL front end, as OpenCL C 1.2 with all warnings as errors; every type, many shapes of heads."""
+    clang = _clang()
+    shapes = [HeadShape.of(*shape) for shape in SHAPES]
+    sources = {
+        "step": gpu_source.simt_source(TYPES, shapes, experts=True, prepare_size=256, tile_height=16),
+        "small": gpu_source.simt_source(["Q4_K", "F16"], shapes, experts=True, prepare_size=128, tile_height=8),
+        "repack": gpu_source.repack_source(TYPES),
+    }
+    flags = ["-Wall", "-Werror", "-Wno-unused-function", "-Wno-unused-variable", "-fsyntax-only"]
+    for name, source in sources.items():
+        path = tmp_path / f"{name}.cl"
+        path.write_text(source)
+        command = [clang, "-x", "cl", "-cl-std=CL1.2", "-Xclang", "-finclude-default-header", *flags, *TARGETS[target]]
+        done = subprocess.run([*command, str(path)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_local_memory_stays_within_what_every_gpu_has(shape: tuple[int, int, int, int]) -> None:
+    """32 KB, as attention's kernels add theirs up; those of matrix products do not depend on the model."""
+    s = HeadShape.of(*shape)
+    padded = -(-s.value_width // 16) * 16
+    parts = min(4, 128 // min(128, padded // 2))
+    single = s.single_heads * (s.width + 128 + 16 + (parts - 1) * padded)
+    v_rows = 16 if padded > 256 else 32
+    tile = max(32 * s.tile_queries + 1024, v_rows * padded // 2) + 32 * s.tile_queries + 8 * s.tile_queries
+    assert 4 * max(single, tile) <= 32 << 10
