@@ -3,7 +3,7 @@
     run      open the window (without a display: the same chat in the terminal)
     test     run all tests; what follows goes to pytest
     check    ruff, mypy, the import contracts, and some seconds of damaged model files
-    bench    measure the starter model on this machine; what follows goes to `realm bench`
+    bench    measure the starter model on this machine; what follows goes to tests/tools/performance.py
     fuzz     open damaged model files for a minute; --seconds N and --seed S for more and for others
     conformance   compare with the reference data and write docs/conformance.md
     fetch-models  fetch the larger models that slow tests use (2 GB) into the folder that follows

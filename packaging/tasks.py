@@ -85,8 +85,7 @@ def bench(arguments: list[str]) -> int:
     environment.ensure("run")
     provide_for_pocl()
     _fetch_starter()
-    model = [] if "--model" in arguments else ["--model", "starter"]
-    return _become([environment.script("realm"), "bench", *model, *arguments])
+    return _become([environment.python(), "-m", "tests.tools.performance", "--numpy", *arguments])
 
 
 def package(arguments: list[str]) -> int:
