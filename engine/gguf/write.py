@@ -53,6 +53,11 @@ def _string(text: str) -> bytes:
     return struct.pack("<Q", len(raw)) + raw
 
 
+def unfinished_path(path: Path) -> Path:
+    """Under which name a file is written until it is whole."""
+    return path.with_name(path.name + ".part")
+
+
 def padded_size(n_bytes: int, alignment: int) -> int:
     return -(-n_bytes // alignment) * alignment
 
@@ -79,7 +84,7 @@ class GGUFWriter:
 
     def __init__(self, path: Path, keys: Sequence[bytes], tensors: Sequence[NewTensor], alignment: int) -> None:
         self.path = path
-        self._unfinished = path.with_name(path.name + ".part")
+        self._unfinished = unfinished_path(path)
         self._head = head_bytes(keys, tensors, alignment)
         self._sizes = [tensor.nbytes for tensor in tensors]
         self._alignment = alignment

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from engine.errors import ModelFileError, RealmError, RequestError
 from engine.gguf import GGUFFile, TensorInfo
-from engine.gguf.write import GGUFWriter, head_bytes, int32_key, padded_size, uint16_key, uint32_key
+from engine.gguf.write import GGUFWriter, head_bytes, int32_key, padded_size, uint16_key, uint32_key, unfinished_path
 from engine.quantize.plan import Plan, PlannedTensor
 from engine.quants import QuantType, dequantize, quantize
 
@@ -29,6 +30,7 @@ _CHUNK_VALUES = 1 << 19
 _COPY_BYTES = 4 << 20
 _QUANTIZATION_VERSION = 2
 _LARGEST_HALF = 65504.0
+_PART_NUMBER = re.compile(r"-\d{5}-of-\d{5}$")
 _SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
 
 
@@ -69,6 +71,7 @@ def quantize_file(
         sources = [stack.enter_context(_opened(path)) for path in file.part_paths]
         pool = ThreadPoolExecutor(workers)
         stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+        stack.push(partial(_remove_incomplete, written))
         for (path, keys), part in zip(_names_and_keys(file, plan, out, len(parts)), parts, strict=True):
             with GGUFWriter(path, keys, [tensor.new for tensor in part], file.alignment) as writer:
                 for tensor in part:
@@ -81,6 +84,13 @@ def quantize_file(
                         progress(done / max(total, 1), name)
             written.append(path)
     return written
+
+
+def _remove_incomplete(written: list[Path], kind: type[BaseException] | None, *_: object) -> None:
+    """Some parts of a model are of no use to anyone."""
+    if kind is not None:
+        for path in written:
+            path.unlink(missing_ok=True)
 
 
 def _opened(path: Path) -> BinaryIO:
@@ -97,8 +107,9 @@ def check_outputs(file: GGUFFile, outputs: Sequence[tuple[Path, int]], overwrite
             raise RequestError(f"{path} is a folder.", "Give the name of a file to write, such as model-Q8_0.gguf.")
         if not path.parent.is_dir():
             raise RequestError(f"There is no folder {path.parent} to write {path.name} into.")
-        if path.exists() and any(path.samefile(source) for source in file.part_paths):
-            raise RequestError(f"{path} is the model that is read.", "Give the new file another name.")
+        for taken in (path, unfinished_path(path)):
+            if taken.exists() and any(taken.samefile(source) for source in file.part_paths):
+                raise RequestError(f"{taken} is the model that is read.", "Give the new file another name.")
         if path.exists() and not overwrite:
             raise RequestError(f"{path} exists already.", "Choose another name, or give --force to write over it.")
     needed = sum(size for _, size in outputs)
@@ -141,6 +152,7 @@ def _names_and_keys(file: GGUFFile, plan: Plan, out: Path, count: int) -> list[t
     if count == 1:
         return [(out, keys)]
     alignment = [file.key_bytes(key) for key in ("general.alignment",) if key in file.metadata]
+    stem = _PART_NUMBER.sub("", out.stem)
     named = []
     for number in range(count):
         split = [
@@ -148,7 +160,7 @@ def _names_and_keys(file: GGUFFile, plan: Plan, out: Path, count: int) -> list[t
             uint16_key("split.count", count),
             int32_key("split.tensors.count", len(plan.tensors)),
         ]
-        path = out.with_name(f"{out.stem}-{number + 1:05d}-of-{count:05d}{out.suffix}")
+        path = out.with_name(f"{stem}-{number + 1:05d}-of-{count:05d}{out.suffix}")
         named.append((path, (keys if number == 0 else alignment) + split))
     return named
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 import struct
+from collections.abc import Sequence
 
-from tests.fuzz.content import ARRAY, CODES, STRING, Content, Key, array_items, array_value, string_value
+from tests.fuzz.content import ARRAY, CODES, STRING, Content, Key, Tensor, array_items, array_value, string_value
 
 _EXTREMES = [0, 1, 2, 3, 7, 8, 31, 63, 64, 255, 256, 65535, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**62, 2**63, 2**64 - 1]
 _FLOATS = [0.0, -0.0, 1.0, -1.0, 1e-38, 1e-45, 1e38, 3e38, -3e38, float("inf"), float("-inf"), float("nan"), 10000.0]
@@ -28,13 +29,18 @@ _TEMPLATES = [
 ]
 
 
-def mutated(rng: random.Random, source: Content) -> bytes:
-    """The source with one to four changes to its content, its bytes, or both."""
+def mutated(rng: random.Random, source: Content, others: Sequence[Content]) -> bytes:
+    """The source with one to four changes to its content, its bytes, or both. Some take a piece out of another file."""
     content = source.copy()
     kind = rng.random()
     if kind < 0.7:
         for _ in range(rng.choice((1, 1, 1, 2, 4))):
-            rng.choice(_CHANGES)(rng, content)
+            if rng.random() < 0.3:
+                rng.choice((_foreign_key, _foreign_key, _foreign_key, _foreign_tensor, _other_family))(
+                    rng, content, rng.choice(others)
+                )
+            else:
+                rng.choice(_CHANGES)(rng, content)
     data = content.to_bytes()
     if kind > 0.55:
         data = _damaged_bytes(rng, data, content.marks)
@@ -216,6 +222,51 @@ _CHANGES = (
     _other_version,
     _split_keys,
 )
+
+
+# ---- pieces of other files
+
+
+def _family(content: Content) -> bytes:
+    key = content.key("general.architecture")
+    return key.value[8:] if key is not None and key.type == STRING else b""
+
+
+def _foreign_key(rng: random.Random, content: Content, other: Content) -> None:
+    """A setting that another file has, as if it were one of this family; often with another value."""
+    if not other.keys:
+        return
+    key = rng.choice([key for key in other.keys if key.type != ARRAY or len(key.value) < 10_000])
+    name, family = key.name, _family(other)
+    if family and name.startswith(family + b"."):
+        name = _family(content) + name[len(family) :]
+    content.keys = [old for old in content.keys if old.name != name]
+    content.keys.append(Key(name, key.type, key.value))
+    if rng.random() < 0.5:
+        if key.type == ARRAY:
+            _change_array(rng, content.keys[-1])
+        elif key.type in CODES:
+            content.keys[-1].value = _number(rng, CODES[key.type], key.value)
+
+
+def _foreign_tensor(rng: random.Random, content: Content, other: Content) -> None:
+    """A small tensor that another file has: a bias, a norm, factors of rope."""
+    small = [tensor for tensor in other.tensors if len(tensor.data) < 5000]
+    if small:
+        tensor = rng.choice(small)
+        content.tensors = [old for old in content.tensors if old.name != tensor.name]
+        content.tensors.append(Tensor(tensor.name, list(tensor.dims), tensor.type, tensor.data))
+
+
+def _other_family(rng: random.Random, content: Content, other: Content) -> None:
+    """All settings under the name of another architecture."""
+    old, new = _family(content), _family(other)
+    if old and new:
+        for key in content.keys:
+            if key.name.startswith(old + b"."):
+                key.name = new + key.name[len(old) :]
+            elif key.name == b"general.architecture":
+                key.value = string_value(new)
 
 
 # ---- damage to the bytes

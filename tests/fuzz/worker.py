@@ -43,7 +43,7 @@ def input_bytes(seed: int, index: int, files: list[Any]) -> tuple[str, bytes]:
     """Input number `index` of a seed, always the same: the name of the sound file, and the damaged one."""
     rng = random.Random(f"{seed}:{index}")
     name, content = files[rng.randrange(len(files))]
-    return name, mutated(rng, content)
+    return name, mutated(rng, content, [other for _, other in files])
 
 
 def limit_memory() -> None:

@@ -335,6 +335,30 @@ def test_outputs_that_cannot_be(llama: Path, tmp_path: Path) -> None:
     assert other.read_bytes()[:4] == b"GGUF"
 
 
+def test_the_name_under_which_it_is_written_may_be_the_source(llama: Path, tmp_path: Path) -> None:
+    source = tmp_path / "x.gguf.part"
+    shutil.copyfile(llama, source)
+    with pytest.raises(RequestError, match=r"x\.gguf\.part is the model that is read"):
+        quantized(source, tmp_path / "x.gguf", "Q8_0")
+    assert source.read_bytes() == llama.read_bytes()
+
+
+def test_a_split_that_fails_leaves_no_parts(llama: Path, tmp_path: Path) -> None:
+    def fail_late(fraction: float, _: str) -> None:
+        if fraction > 0.8:
+            assert len(list(tmp_path.iterdir())) > 1
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quantized(llama, tmp_path / "x.gguf", "Q8_0", split_max_bytes=200_000, progress=fail_late)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_parts_of_parts_are_numbered_once(llama: Path, tmp_path: Path) -> None:
+    parts = quantized(llama, tmp_path / "x-00001-of-00002.gguf", "Q8_0", split_max_bytes=600_000)
+    assert [path.name for path in parts] == [f"x-{i + 1:05d}-of-{len(parts):05d}.gguf" for i in range(len(parts))]
+
+
 def test_no_room_is_told_before_and_while_writing(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out.gguf"
     with monkeypatch.context() as patch:
