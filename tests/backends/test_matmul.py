@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from engine.backends.opencl.formats import FORMATS
-from engine.backends.opencl.platforms import DOT_VARIANTS, devices
-from engine.errors import DeviceError
 from engine.gguf import GGUFFile
 from engine.graph import Graph
 from engine.quants import dequantize
@@ -50,7 +47,8 @@ def _check(got: np.ndarray, rows: np.ndarray, x: np.ndarray) -> None:
     assert (np.abs(got - expected) <= 6e-5 * _sizes(rows, x)).all()
 
 
-def _check_reference(fixtures_dir: Path, name: str) -> None:
+@pytest.mark.parametrize("name", TYPES)
+def test_products_agree_with_the_reference(fixtures_dir: Path, name: str) -> None:
     data = _reference(fixtures_dir, name)
     x, rows = data["x"], data["deq"]
     many = np.concatenate([x, -x, x[:1] * 0, x[::-1] * 3.5])  # thirteen rows: tiles of 8, 4 and 1
@@ -60,53 +58,8 @@ def _check_reference(fixtures_dir: Path, name: str) -> None:
     assert ((got - expected) ** 2).sum() <= 1e-6 * (expected**2).sum()  # a thousandth of the reference's own error
 
 
-@pytest.mark.parametrize("name", TYPES)
-def test_products_agree_with_the_reference(fixtures_dir: Path, name: str) -> None:
-    _check_reference(fixtures_dir, name)
-
-
-@pytest.fixture
-def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """OpenCL as on a machine whose best variant this one is."""
-    devices.cache_clear()
-    monkeypatch.setenv("REALM_KERNEL_VARIANT", request.param)
-    device = devices()[0]
-    if not device.is_cpu:
-        pytest.skip("the device is a GPU, whose variants are others")
-    try:
-        found = device.variants
-    except DeviceError as error:
-        pytest.skip(str(error))
-    assert found[0].name == request.param
-    yield request.param
-    devices.cache_clear()
-
-
-OTHER_VARIANTS = [v.name for v in DOT_VARIANTS[1:]]
-
-
-# one type of each way to unpack and to scale
-@pytest.mark.parametrize("name", ["Q8_0", "Q5_1", "Q2_K", "Q6_K", "IQ4_XS", "NVFP4", "IQ2_S", "IQ1_M", "Q1_0"])
-@pytest.mark.parametrize("variant", OTHER_VARIANTS, indirect=True)
-def test_other_variants_agree_with_the_reference(fixtures_dir: Path, variant: str, name: str) -> None:
-    _check_reference(fixtures_dir, name)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", TYPES)
-@pytest.mark.parametrize("variant", OTHER_VARIANTS, indirect=True)
-def test_every_type_in_every_variant(fixtures_dir: Path, variant: str, name: str) -> None:
-    _check_reference(fixtures_dir, name)
-    if not FORMATS[name].is_float:
-        _check_any_bits(fixtures_dir, name)
-
-
 @pytest.mark.parametrize("name", [name for name in TYPES if not FORMATS[name].is_float])
 def test_products_of_any_bit_pattern(fixtures_dir: Path, name: str) -> None:
-    _check_any_bits(fixtures_dir, name)
-
-
-def _check_any_bits(fixtures_dir: Path, name: str) -> None:
     data = _reference(fixtures_dir, name)
     x = np.stack([data["rnd_x"], -data["rnd_x"]])
     _check(_multiply(name, data["rnd_q"], x), data["rnd_deq"], x)

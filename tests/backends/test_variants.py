@@ -1,0 +1,75 @@
+"""The variants of the CPU's kernels give the same products; the others' tests run the best one alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine.backends.opencl.formats import FORMATS
+from engine.backends.opencl.platforms import DOT_VARIANTS, devices
+from engine.errors import DeviceError
+from engine.graph import Graph, Piece
+from tests.backends.memory_file import MemoryFile, load, one_sequence
+
+TYPES = ["Q8_0", "Q5_1", "Q2_K", "Q6_K", "IQ4_XS", "MXFP4", "IQ2_S", "Q1_0"]
+"""One of each way to unpack, and most ways to look up and to scale."""
+
+COLUMNS = 512
+
+
+@pytest.fixture
+def _devices_asked_again() -> Iterator[None]:
+    """Devices keep the variant that they found first."""
+    devices.cache_clear()
+    yield
+    devices.cache_clear()
+
+
+def _products(fixtures_dir: Path, names: list[str], x: np.ndarray) -> dict[str, np.ndarray]:
+    """Each type's rows of the reference data times x, all in one model."""
+    paths = {path.stem.lower(): path for path in (fixtures_dir / "quants").glob("*.npz")}
+    file, pieces = MemoryFile(), []
+    graph = Graph(n_vocab=8 * len(names), n_layers=0, n_kv_heads=1, head_width=16)
+    inputs = graph.embed(file.add("x", "F32", x, COLUMNS))
+    for name in names:
+        rows = np.load(paths[name.lower()])["q"]
+        pieces.append(Piece(graph.linear(inputs, file.add(name, name, rows, COLUMNS)), 1, 0, 8))
+    graph.join(*pieces, heads=1)
+    model = load("opencl", file, graph)
+    result = model.forward(one_sequence(np.arange(len(x)))).astype(np.float64)
+    model.close()
+    return {name: result[:, 8 * i : 8 * i + 8] for i, name in enumerate(names)}
+
+
+def _check(fixtures_dir: Path, monkeypatch: pytest.MonkeyPatch, variant: str, names: list[str]) -> None:
+    x = np.random.default_rng(5).normal(0, 1, (13, COLUMNS)).astype(np.float32)  # rows for tiles of 8, 4 and 1
+    expected = _products(fixtures_dir, names, x)
+    monkeypatch.setenv("REALM_KERNEL_VARIANT", variant)
+    devices.cache_clear()
+    device = devices()[0]
+    if device.executor != "persistent":
+        pytest.skip("the first device is a GPU, whose variants are others")
+    try:
+        assert device.variants[0].name == variant
+    except DeviceError as error:
+        pytest.skip(str(error))
+    got = _products(fixtures_dir, names, x)
+    for name in names:
+        assert np.abs(expected[name]).max() > 0
+        np.testing.assert_allclose(got[name], expected[name], atol=1e-5 * np.abs(expected[name]).max(), err_msg=name)
+
+
+@pytest.mark.usefixtures("_devices_asked_again")
+@pytest.mark.parametrize("variant", [v.name for v in DOT_VARIANTS[1:]])
+def test_variants_agree(fixtures_dir: Path, monkeypatch: pytest.MonkeyPatch, variant: str) -> None:
+    _check(fixtures_dir, monkeypatch, variant, TYPES)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_devices_asked_again")
+@pytest.mark.parametrize("variant", [v.name for v in DOT_VARIANTS[1:]])
+def test_variants_agree_for_every_type(fixtures_dir: Path, monkeypatch: pytest.MonkeyPatch, variant: str) -> None:
+    _check(fixtures_dir, monkeypatch, variant, [name for name in FORMATS if name != "F32"])
