@@ -110,8 +110,9 @@ def _fit_with_minimum(x: Values, steps: int) -> tuple[Values, Values]:
     sum_x = x.sum(axis=1, keepdims=True)
     best_error = np.full_like(low, np.inf)
     best_scale, best_minimum = np.zeros_like(low), np.zeros_like(low)
-    for share in np.array([1, 0.75, 1.25, 0.5], np.float32):
-        for stretch in np.linspace(-1, 1, 7, dtype=np.float32):
+    # Four times as many starting points leave half a per cent less error and take three times as long.
+    for share in np.array([1, 0.7], np.float32):
+        for stretch in np.linspace(-1, 0.8, 4, dtype=np.float32):
             minimum = -low * share
             scale = (high + minimum) / np.maximum(steps + stretch, 1)
             for turn in range(3):
