@@ -178,7 +178,7 @@ static inline void T(lane_scales)(const __global uchar *records, int block, int 
         scale[j] = FACTOR * load_half(r + RECORD_BYTES - 64 + 2 * lane) * (float)(byte & 15);
         minimum[j] = -FACTOR * load_half(r + RECORD_BYTES - 32 + 2 * lane) * (float)(byte >> 4);
 #elif SCALES == S_E8M0
-        scale[j] = as_float(byte > 1 ? (byte - 1) << 23 : 0x00200000 << byte);
+        scale[j] = as_float(max((byte - 1) * (1 << 23), (byte + 1) << 21)); // the second below 2: subnormal
 #elif SCALES == S_UE4M3
         scale[j] = (float)((byte & 7) + (byte > 7 ? 8 : 0)) * as_float((max(byte >> 3, 1) + 116) << 23);
 #endif

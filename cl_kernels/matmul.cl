@@ -22,7 +22,8 @@ static inline __attribute__((always_inline)) void T(scales)(
     scale[0] = FACTOR * load16((const __global float *)r);
 #elif SCALES == S_E8M0
     const int16 e = __builtin_convertvector(load_uchar16(r + 16 * first), int16);
-    scale[0] = __builtin_astype(e > 1 ? (e - 1) << 23 : (int16)(0x00200000) << e, float16);
+    // below 2, where the number is subnormal, the second is larger
+    scale[0] = __builtin_astype(max((e - 1) << 23, (e + 1) << 21), float16);
 #elif SCALES == S_UE4M3
     for (int j = 0; j < 32 / SUB; j++) {
         // half precision has the same fields with more bits, and another bias

@@ -10,7 +10,7 @@ import pytest
 from engine.backends.opencl.formats import FORMATS
 from engine.gguf import GGUFFile
 from engine.graph import Graph
-from engine.quants import dequantize
+from engine.quants import QuantType, dequantize
 from tests.backends.memory_file import MemoryFile, load, one_sequence
 
 TYPES = sorted(FORMATS)
@@ -88,3 +88,18 @@ def test_the_matrices_of_a_model_of_mixed_types_multiply_right(fixtures_dir: Pat
         x = rng.normal(0, 1, (3, tensor.shape[1])).astype(np.float32)
         data = file.data(tensor.name)
         _check(_multiply(tensor.type.name, data, x), dequantize(tensor.type, data), x)
+
+
+@pytest.mark.parametrize(("name", "columns"), [("MXFP4", 32), ("NVFP4", 64)])
+def test_every_scale_of_one_byte(name: str, columns: int) -> None:
+    """Powers of two down to subnormal numbers, and small floats with theirs: exact for all codes."""
+    quant = QuantType.by_name(name)
+    rows = np.random.default_rng(6).integers(0, 256, (256, quant.block_bytes), np.uint8)
+    rows[:, 0] = np.arange(256)
+    file = MemoryFile()
+    graph = Graph(n_vocab=columns, n_layers=0, n_kv_heads=1, head_width=16)
+    graph.slice(graph.embed(file.add("table", name, rows, columns)), 0, columns)
+    model = load("opencl", file, graph)
+    got = np.concatenate([model.forward(one_sequence(np.arange(at, at + 64))).copy() for at in range(0, 256, 64)])
+    model.close()
+    np.testing.assert_array_equal(got, dequantize(quant, rows))
