@@ -23,9 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"TYPE is one of {', '.join(TARGETS)}. A plain type is given to every matrix; the mixes (Q4_K_M and the like) "
         "choose by tensor, as llama.cpp does."
     )
-    parser.add_argument(
-        "model", metavar="IN", help="path of a GGUF file, or the name starter"
-    )
+    parser.add_argument("model", metavar="IN", help="path of a GGUF file, or the name starter")
     parser.add_argument("out", metavar="OUT", type=Path, help="the file to write")
     parser.add_argument("type", metavar="TYPE", help="such as Q8_0 or Q4_K_M")
     parser.add_argument(
