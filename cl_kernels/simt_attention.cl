@@ -201,7 +201,7 @@ __kernel __attribute__((reqd_work_group_size(THREADS, 1, 1))) void A(attend_tile
     int heads, int kv_heads, int window, float scale, float softcap)
 {
     __local float4 shared[(QK_FLOATS > V_FLOATS ? QK_FLOATS : V_FLOATS) / 4];
-    __local float p_tile[32 * TILE_QUERIES];
+    __local float p_tile[32 * TILE_QUERIES] ALIGNED;
     __local float part_of[TILE_QUERIES * 8];
     __local float *q_tile = (__local float *)shared, *k_tile = q_tile + 32 * TILE_QUERIES;
     __local uint *v_words = (__local uint *)shared;

@@ -12,7 +12,7 @@ static inline int dot4(int acc, int a, int b)
 {
 #if defined(REALM_SIMT_DP4A)
     int sum;
-    __asm__ volatile("dp4a.s32.s32 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(acc));
+    __asm__("dp4a.s32.s32 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(acc));
     return sum;
 #elif defined(REALM_SIMT_SUDOT4)
     return __builtin_amdgcn_sudot4(true, a, true, b, acc, false);
@@ -35,6 +35,8 @@ static inline float load_bf16(const __global void *p)
 {
     return as_float((uint)(*(const __global ushort *)p) << 16);
 }
+
+#define ALIGNED __attribute__((aligned(16))) // so that four neighbours are read at once
 
 // The step's input: int32 words, the first of them (see gpu_batch.py)
 #define IN_ROWS 0

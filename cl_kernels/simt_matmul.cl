@@ -26,8 +26,34 @@ static inline float T(add_part)(float acc, int sum, int total, float scale, floa
     return acc;
 }
 
-// ROWS rows of activations (or fewer) times 16 rows of weights to a work-group of 16 by `slices` work-items.
-#define DEFINE_MATVEC(NAME, ROWS, EXPERTS)                                                                             \
+// ROWS rows of activations (or fewer) times 16 rows of weights to a work-group of 16 by `slices` work-items. UNROLL:
+// how many blocks are on their way at once; for few rows it is memory that is waited for.
+#define MATVEC_BLOCK(ROWS, EXPERTS, b)                                                                                 \
+    {                                                                                                                  \
+        int w[8];                                                                                                      \
+        UNPACK(base + (long)(b) * BLOCK_BYTES, w, WORD_OF_LANE)                                                        \
+        SIGNED_WORDS(w)                                                                                                \
+        float scale[PARTS], minimum[PARTS];                                                                            \
+        T(lane_scales)(records, b, lane, scale, minimum);                                                              \
+        _Pragma("unroll") for (int t = 0; t < ROWS; t++)                                                               \
+        {                                                                                                              \
+            const __global uchar *row = x_buffer + x_at + MATVEC_INPUT(EXPERTS, t) * prepared_bytes(k);                \
+            const int4 low = ((const __global int4 *)(row + (b) * 32))[0];                                             \
+            const int4 high = ((const __global int4 *)(row + (b) * 32))[1];                                            \
+            const float x_scale = ((const __global float *)(row + k))[b];                                              \
+            const __global int *totals = (const __global int *)(row + k) + 2 * blocks;                                 \
+            int sum = dot4(dot4(dot4(dot4(0, w[0], low.x), w[1], low.y), w[2], low.z), w[3], low.w);                   \
+            if (PARTS == 2) {                                                                                          \
+                acc[t] = T(add_part)(acc[t], sum, totals[blocks + 2 * (b)], scale[0], minimum[0], x_scale);            \
+                sum = 0;                                                                                               \
+            }                                                                                                          \
+            sum = dot4(dot4(dot4(dot4(sum, w[4], high.x), w[5], high.y), w[6], high.z), w[7], high.w);                 \
+            acc[t] = T(add_part)(acc[t], sum, PARTS == 2 ? totals[blocks + 2 * (b) + 1] : totals[b],                   \
+                                 scale[PARTS - 1], minimum[PARTS - 1], x_scale);                                       \
+        }                                                                                                              \
+    }
+
+#define DEFINE_MATVEC(NAME, ROWS, EXPERTS, UNROLL)                                                                     \
     __kernel void T(NAME)(PRODUCT_ARGUMENTS)                                                                           \
     {                                                                                                                  \
         __local float sums[MOST_SLICES * ROWS * 16];                                                                   \
@@ -36,38 +62,21 @@ static inline float T(add_part)(float acc, int sum, int total, float scale, floa
         const __global uchar *records = base + (long)blocks * BLOCK_BYTES;                                             \
         float acc[ROWS];                                                                                               \
         _Pragma("unroll") for (int t = 0; t < ROWS; t++) acc[t] = 0.0f;                                                \
-        for (int b = s * slice; b < last; b++) {                                                                       \
-            int w[8];                                                                                                  \
-            UNPACK(base + (long)b * BLOCK_BYTES, w, WORD_OF_LANE)                                                      \
-            SIGNED_WORDS(w)                                                                                            \
-            float scale[PARTS], minimum[PARTS];                                                                        \
-            T(lane_scales)(records, b, lane, scale, minimum);                                                          \
-            _Pragma("unroll") for (int t = 0; t < ROWS; t++)                                                           \
-            {                                                                                                          \
-                const __global uchar *row = x_buffer + x_at + MATVEC_INPUT(EXPERTS, t) * prepared_bytes(k);            \
-                const int4 low = ((const __global int4 *)(row + b * 32))[0];                                           \
-                const int4 high = ((const __global int4 *)(row + b * 32))[1];                                          \
-                const float x_scale = ((const __global float *)(row + k))[b];                                          \
-                const __global int *totals = (const __global int *)(row + k) + 2 * blocks;                             \
-                int sum = dot4(dot4(dot4(dot4(0, w[0], low.x), w[1], low.y), w[2], low.z), w[3], low.w);               \
-                if (PARTS == 2) {                                                                                      \
-                    acc[t] = T(add_part)(acc[t], sum, totals[blocks + 2 * b], scale[0], minimum[0], x_scale);          \
-                    sum = 0;                                                                                           \
-                }                                                                                                      \
-                sum = dot4(dot4(dot4(dot4(sum, w[4], high.x), w[5], high.y), w[6], high.z), w[7], high.w);             \
-                acc[t] = T(add_part)(acc[t], sum, PARTS == 2 ? totals[blocks + 2 * b + 1] : totals[b],                 \
-                                     scale[PARTS - 1], minimum[PARTS - 1], x_scale);                                   \
-            }                                                                                                          \
+        int b = s * slice;                                                                                             \
+        for (; b + UNROLL <= last; b += UNROLL) {                                                                      \
+            _Pragma("unroll") for (int u = 0; u < UNROLL; u++) MATVEC_BLOCK(ROWS, EXPERTS, b + u)                      \
         }                                                                                                              \
+        for (; b < last; b++)                                                                                          \
+            MATVEC_BLOCK(ROWS, EXPERTS, b)                                                                             \
         MATVEC_FINISH(ROWS)                                                                                            \
     }
 
-DEFINE_MATVEC(matvec_1, 1, 0)
-DEFINE_MATVEC(matvec_2, 2, 0)
-DEFINE_MATVEC(matvec_4, 4, 0)
-DEFINE_MATVEC(matvec_8, 8, 0)
+DEFINE_MATVEC(matvec_1, 1, 0, 4)
+DEFINE_MATVEC(matvec_2, 2, 0, 2)
+DEFINE_MATVEC(matvec_4, 4, 0, 1)
+DEFINE_MATVEC(matvec_8, 8, 0, 1)
 #ifdef WITH_EXPERTS
-DEFINE_MATVEC(expert_matvec, 1, 1)
+DEFINE_MATVEC(expert_matvec, 1, 1, 4)
 #endif
 #undef DEFINE_MATVEC
 
@@ -85,8 +94,8 @@ DEFINE_MATVEC(expert_matvec, 1, 1)
         };                                                                                                             \
         __local int4 w_tile[2 * 8 * TILE_COLUMNS / 4];                                                                 \
         __local float4 scale_tile[2 * PARTS * TILE_COLUMNS / 4], minimum_tile[2 * PARTS * TILE_COLUMNS / 4];           \
-        __local int x_tile[2 * 8 * TILE_ROWS], total_tile[2 * PARTS * TILE_ROWS];                                      \
-        __local float x_scale_tile[2 * TILE_ROWS];                                                                     \
+        __local int x_tile[2 * 8 * TILE_ROWS] ALIGNED, total_tile[2 * PARTS * TILE_ROWS] ALIGNED;                      \
+        __local float x_scale_tile[2 * TILE_ROWS] ALIGNED;                                                             \
         MATMUL_ROWS(EXPERTS)                                                                                           \
         const int blocks = is_tile ? k / 32 : 0;                                                                       \
         float4 acc[PER], total[PER];                                                                                   \
@@ -173,25 +182,28 @@ DEFINE_MATVEC(expert_matvec, 1, 1)
                     _Pragma("unroll") for (int i = j * (SUB / 4); i < (j + 1) * (SUB / 4); i++)                        \
                     {                                                                                                  \
                         const int4 w = w_tile[((two * 8 + i) * TILE_COLUMNS) / 4 + tx];                                \
+                        int x[PER];                                                                                    \
+                        READ_##PER(int, x, x_tile + (two * 8 + i) * TILE_ROWS + ty * PER)                              \
                         _Pragma("unroll") for (int r = 0; r < PER; r++)                                                \
                         {                                                                                              \
-                            const int x = x_tile[(two * 8 + i) * TILE_ROWS + ty * PER + r];                            \
-                            sum[r].x = dot4(sum[r].x, w.x, x);                                                         \
-                            sum[r].y = dot4(sum[r].y, w.y, x);                                                         \
-                            sum[r].z = dot4(sum[r].z, w.z, x);                                                         \
-                            sum[r].w = dot4(sum[r].w, w.w, x);                                                         \
+                            sum[r].x = dot4(sum[r].x, w.x, x[r]);                                                      \
+                            sum[r].y = dot4(sum[r].y, w.y, x[r]);                                                      \
+                            sum[r].z = dot4(sum[r].z, w.z, x[r]);                                                      \
+                            sum[r].w = dot4(sum[r].w, w.w, x[r]);                                                      \
                         }                                                                                              \
                     }                                                                                                  \
                     const float4 scale = scale_tile[(two * PARTS + j) * TILE_COLUMNS / 4 + tx];                        \
                     const float4 minimum = minimum_tile[(two * PARTS + j) * TILE_COLUMNS / 4 + tx];                    \
+                    float x_scale[PER];                                                                                \
+                    int t[PER];                                                                                        \
+                    READ_##PER(float, x_scale, x_scale_tile + two * TILE_ROWS + ty * PER)                              \
+                    READ_##PER(int, t, total_tile + (two * PARTS + j) * TILE_ROWS + ty * PER)                          \
                     _Pragma("unroll") for (int r = 0; r < PER; r++)                                                    \
                     {                                                                                                  \
-                        const float x_scale = x_scale_tile[two * TILE_ROWS + ty * PER + r];                            \
-                        const int t = total_tile[(two * PARTS + j) * TILE_ROWS + ty * PER + r];                        \
-                        acc[r].x = T(add_part)(acc[r].x, sum[r].x, t, scale.x, minimum.x, x_scale);                    \
-                        acc[r].y = T(add_part)(acc[r].y, sum[r].y, t, scale.y, minimum.y, x_scale);                    \
-                        acc[r].z = T(add_part)(acc[r].z, sum[r].z, t, scale.z, minimum.z, x_scale);                    \
-                        acc[r].w = T(add_part)(acc[r].w, sum[r].w, t, scale.w, minimum.w, x_scale);                    \
+                        acc[r].x = T(add_part)(acc[r].x, sum[r].x, t[r], scale.x, minimum.x, x_scale[r]);              \
+                        acc[r].y = T(add_part)(acc[r].y, sum[r].y, t[r], scale.y, minimum.y, x_scale[r]);              \
+                        acc[r].z = T(add_part)(acc[r].z, sum[r].z, t[r], scale.z, minimum.z, x_scale[r]);              \
+                        acc[r].w = T(add_part)(acc[r].w, sum[r].w, t[r], scale.w, minimum.w, x_scale[r]);              \
                     }                                                                                                  \
                 }                                                                                                      \
             }                                                                                                          \

@@ -4,7 +4,7 @@
 
 static inline long T(group_bytes)(int k) { return ((long)k * 16 * ELEMENT_BYTES + 63) / 64 * 64; }
 
-#define DEFINE_MATVEC(NAME, ROWS, EXPERTS)                                                                             \
+#define DEFINE_MATVEC(NAME, ROWS, EXPERTS, UNROLL)                                                                     \
     __kernel void T(NAME)(PRODUCT_ARGUMENTS)                                                                           \
     {                                                                                                                  \
         __local float sums[MOST_SLICES * ROWS * 16];                                                                   \
@@ -13,7 +13,7 @@ static inline long T(group_bytes)(int k) { return ((long)k * 16 * ELEMENT_BYTES 
         const __global float *x = FLOATS_IN(x_buffer, x_at);                                                           \
         float acc[ROWS];                                                                                               \
         _Pragma("unroll") for (int t = 0; t < ROWS; t++) acc[t] = 0.0f;                                                \
-        _Pragma("unroll 4") for (int i = 32 * s * slice; i < last; i++)                                                \
+        _Pragma(UNROLL) for (int i = 32 * s * slice; i < last; i++)                                                    \
         {                                                                                                              \
             const float w = LOAD1(base + ((long)i * 16 + lane) * ELEMENT_BYTES);                                       \
             _Pragma("unroll") for (int t = 0; t < ROWS; t++) acc[t] =                                                  \
@@ -22,12 +22,12 @@ static inline long T(group_bytes)(int k) { return ((long)k * 16 * ELEMENT_BYTES 
         MATVEC_FINISH(ROWS)                                                                                            \
     }
 
-DEFINE_MATVEC(matvec_1, 1, 0)
-DEFINE_MATVEC(matvec_2, 2, 0)
-DEFINE_MATVEC(matvec_4, 4, 0)
-DEFINE_MATVEC(matvec_8, 8, 0)
+DEFINE_MATVEC(matvec_1, 1, 0, "unroll 16")
+DEFINE_MATVEC(matvec_2, 2, 0, "unroll 8")
+DEFINE_MATVEC(matvec_4, 4, 0, "unroll 4")
+DEFINE_MATVEC(matvec_8, 8, 0, "unroll 4")
 #ifdef WITH_EXPERTS
-DEFINE_MATVEC(expert_matvec, 1, 1)
+DEFINE_MATVEC(expert_matvec, 1, 1, "unroll 16")
 #endif
 #undef DEFINE_MATVEC
 
@@ -37,7 +37,7 @@ DEFINE_MATVEC(expert_matvec, 1, 1)
     {                                                                                                                  \
         enum { TILE_ROWS = TILE_HEIGHT * PER, THREADS = 16 * TILE_HEIGHT };                                            \
         __local float4 w_tile[16 * TILE_COLUMNS / 4];                                                                  \
-        __local float x_tile[16 * TILE_ROWS];                                                                          \
+        __local float x_tile[16 * TILE_ROWS] ALIGNED;                                                                  \
         MATMUL_ROWS(EXPERTS)                                                                                           \
         const __global float *x = (const __global float *)(x_buffer + x_at);                                           \
         float4 acc[PER], total[PER];                                                                                   \
@@ -67,8 +67,9 @@ DEFINE_MATVEC(expert_matvec, 1, 1)
             _Pragma("unroll 4") for (int i = 0; i < 16; i++)                                                           \
             {                                                                                                          \
                 const float4 w = w_tile[i * TILE_COLUMNS / 4 + tx];                                                    \
-                _Pragma("unroll") for (int r = 0; r < PER; r++) acc[r] =                                               \
-                    fma(w, (float4)(x_tile[i * TILE_ROWS + ty * PER + r]), acc[r]);                                    \
+                float row[PER];                                                                                        \
+                READ_##PER(float, row, x_tile + i * TILE_ROWS + ty * PER)                                              \
+                _Pragma("unroll") for (int r = 0; r < PER; r++) acc[r] = fma(w, (float4)(row[r]), acc[r]);             \
             }                                                                                                          \
         }                                                                                                              \
         _Pragma("unroll") for (int r = 0; r < PER; r++)                                                                \

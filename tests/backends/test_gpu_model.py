@@ -43,11 +43,11 @@ def _some(names: Iterable[str], now: str) -> list[Any]:
     return [name if name in now.split() else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
-# one type of each way to unpack and to scale
-SOME_TYPES = _some(TYPES, "F16 Q5_1 Q6_K IQ4_XS NVFP4")
-SOME_INTEGER_TYPES = _some([n for n in TYPES if not FORMATS[n].is_float], "Q5_1 Q6_K IQ4_XS NVFP4")
+# one type of floats, one of plain quants and one with a table
+SOME_TYPES = _some(TYPES, "F16 Q6_K IQ4_XS")
+SOME_INTEGER_TYPES = _some([n for n in TYPES if not FORMATS[n].is_float], "Q6_K IQ4_XS")
 # one model of each set of operations
-SOME_MODELS = _some(test_tiny_models.NAMES, "llama-q4_k_m deepseek2 gemma2 gpt-oss lfm2 qwen3moe command-r")
+SOME_MODELS = _some(test_tiny_models.NAMES, "llama-q4_k_m deepseek2 gemma2 gpt-oss lfm2")
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +97,7 @@ def test_logits_are_as_good_as_the_reference_on_integers(fixtures_dir: Path, nam
     test_tiny_models.test_logits_are_as_good_as_the_reference_on_integers(fixtures_dir, name)
 
 
-@pytest.mark.parametrize(("heads", "kv_heads", "head_width"), [(6, 2, 64), (2, 1, 256), (5, 1, 24)])
+@pytest.mark.parametrize(("heads", "kv_heads", "head_width"), [(6, 2, 64), (2, 1, 256)])
 def test_agrees_with_numpy_in_any_batch(heads: int, kv_heads: int, head_width: int) -> None:
     test_llama.test_opencl_agrees_with_numpy_in_any_batch(heads, kv_heads, head_width)
 
