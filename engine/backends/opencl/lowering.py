@@ -378,7 +378,8 @@ class _Lowering:
         outputs = op.weight.rows // op.n_experts
         if outputs % GROUP:
             raise UnsupportedModelError(
-                f"The experts in {op.weight.name!r} have {outputs} rows; the OpenCL kernels need a multiple of {GROUP}.",
+                f"The experts in {op.weight.name!r} have {outputs} rows each; "
+                f"the OpenCL kernels need a multiple of {GROUP}.",
                 "Choose the device numpy.",
             )
         x = self._input(op.x, op.weight, on_logits)
