@@ -123,7 +123,7 @@ def _answer(
         "file_bytes": info.file_bytes,
         "device": info.device.id,
         "device_name": info.device.name,
-        "kernel_variant": info.device.variants[0] if info.device.variants else "",
+        "kernel_variant": ", ".join(info.device.variants),
         "prefill_tokens_per_s": median(prefill),
         "prefill_tokens_per_s_min": min(prefill),
         "prefill_tokens_per_s_max": max(prefill),
