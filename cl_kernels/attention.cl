@@ -101,10 +101,19 @@ static void attend_tile(const Attend *a)
         const int written = min(POSITIONS, a->last - start); // what lies behind may be anything, even not a number
         const __global ushort *kt = a->keys + block * head_width * POSITIONS;
         const __global ushort *vt = a->values + block * POSITIONS * padded;
-        for (int i = 0; i < head_width * POSITIONS; i += 16)
+        // the next block is asked for while this one is computed with
+        const long next = start + POSITIONS < a->last
+                              ? (long)a->block_table[start / POSITIONS + 1] * a->kv_heads + a->kv_head : block;
+        for (int i = 0; i < head_width * POSITIONS; i += 32) {
+            FETCH(a->keys + next * head_width * POSITIONS + i);
             *(float16 *)(kf + i) = load_half16(kt + i);
-        for (int i = 0; i < padded * POSITIONS; i += 16)
+            *(float16 *)(kf + i + 16) = load_half16(kt + i + 16);
+        }
+        for (int i = 0; i < padded * POSITIONS; i += 32) {
+            FETCH(a->values + next * POSITIONS * padded + i);
             *(float16 *)(vf + i) = load_half16(vt + i);
+            *(float16 *)(vf + i + 16) = load_half16(vt + i + 16);
+        }
 
         for (int j = 0; j < queries; j += 4) {
             // queries j .. j+3; past the end the last one stands in and its result is dropped
@@ -185,8 +194,8 @@ static void attend_tile(const Attend *a)
         const float *from = acc + (long)i * padded;
         if (a->partial) {
             __global float *p = a->partial + (long)i * (padded + 2);
-            for (int d = 0; d < padded; d++)
-                p[d] = from[d];
+            for (int d = 0; d < padded; d += 16)
+                vstore16(*(const float16 *)(from + d), 0, p + d);
             p[padded] = best[i];
             p[padded + 1] = total[i];
         } else {
@@ -194,7 +203,10 @@ static void attend_tile(const Attend *a)
             const float sink = a->sinks ? a->sinks[i % a->heads] : -INFINITY;
             const float most = max(best[i], sink), weight = exp16((float16)(best[i] - most)).s0;
             const float sum = total[i] * weight + (a->sinks ? exp16((float16)(sink - most)).s0 : 0.0f);
-            for (int d = 0; d < a->value_width; d++)
+            int d = 0;
+            for (; d + 16 <= a->value_width; d += 16)
+                vstore16(*(const float16 *)(from + d) * (weight / sum), 0, o + d);
+            for (; d < a->value_width; d++)
                 o[d] = from[d] * (weight / sum);
         }
     }
@@ -210,16 +222,17 @@ static void combine_partials(const __global float *partial, int splits, int head
         for (int s = 0; s < splits; s++)
             best = max(best, partial[((long)s * heads + h) * step + padded]);
         float total = sinks ? exp16((float16)(sinks[h] - best)).s0 : 0.0f;
-        for (int d = 0; d < value_width; d++)
-            out[d] = 0.0f;
+        float16 sum[MAX_WIDTH / 16];
+        for (int d = 0; d < padded / 16; d++)
+            sum[d] = (float16)(0.0f);
         for (int s = 0; s < splits; s++) {
             const __global float *p = partial + ((long)s * heads + h) * step;
             const float weight = exp16((float16)(p[padded] - best)).s0;
             total += weight * p[padded + 1];
-            for (int d = 0; d < value_width; d++)
-                out[d] += weight * p[d];
+            for (int d = 0; d < padded / 16; d++)
+                sum[d] += weight * load16(p + 16 * d);
         }
         for (int d = 0; d < value_width; d++)
-            out[d] /= total;
+            out[d] = ((const float *)sum)[d] / total;
     }
 }

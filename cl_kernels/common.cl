@@ -22,6 +22,13 @@ typedef short v8half __attribute__((vector_size(16)));
 typedef float v8sf __attribute__((vector_size(32)));
 #endif
 
+// Asks for the cache line at p, which need not exist.
+#ifdef __clang__
+#define FETCH(p) __builtin_prefetch((const __private void *)(size_t)(p))
+#else
+#define FETCH(p)
+#endif
+
 // acc[lane] += sum over 4 bytes of (unsigned byte of w[lane]) * (signed byte of x)
 static inline __attribute__((always_inline)) int16 dot4(int16 acc, int16 w, int x)
 {

@@ -50,6 +50,20 @@ static inline __attribute__((always_inline)) void T(scales)(
 #endif
 }
 
+// A single row waits for memory: its blocks are asked for this many bytes before they are used. The processor does so
+// by itself only within a page.
+#define FETCH_BYTES 8192
+#define FETCH_BLOCKS (FETCH_BYTES / BLOCK_BYTES)
+
+static inline __attribute__((always_inline)) void T(fetch)(
+    const __global uchar *block, const __global uchar *records, int number)
+{
+    _Pragma("unroll") for (int i = 0; i < BLOCK_BYTES; i += 64) FETCH(block + i);
+    if (number % (SUPER / 32) == 0)
+        _Pragma("unroll") for (int i = 0; i < RECORD_BYTES; i += 64)
+            FETCH(records + (long)(number / (SUPER / 32)) * RECORD_BYTES + i);
+}
+
 // acc[t] = 16 rows of the group times activation row x[t]
 #define DEFINE_DOT(NAME, TILE)                                                                                         \
     static inline __attribute__((always_inline)) void T(NAME)(                                                         \
@@ -57,11 +71,20 @@ static inline __attribute__((always_inline)) void T(scales)(
     {                                                                                                                  \
         const int blocks = k / 32;                                                                                     \
         const __global uchar *records = group + (long)blocks * BLOCK_BYTES;                                            \
+        int ahead_block = FETCH_BLOCKS % blocks;                                                                       \
+        const __global uchar *ahead = group + FETCH_BLOCKS / blocks * T(group_bytes)(k);                               \
         for (int t = 0; t < TILE; t++)                                                                                 \
             acc[t] = (float16)(0.0f);                                                                                  \
         for (int b = 0; b < blocks; b++) {                                                                             \
             int16 w[8];                                                                                                \
             UNPACK(group + (long)b * BLOCK_BYTES, w, WORDS16)                                                          \
+            if (TILE == 1) {                                                                                           \
+                T(fetch)(ahead + (long)ahead_block * BLOCK_BYTES, ahead + (long)blocks * BLOCK_BYTES, ahead_block);    \
+                if (++ahead_block == blocks) {                                                                         \
+                    ahead_block = 0;                                                                                   \
+                    ahead += T(group_bytes)(k);                                                                        \
+                }                                                                                                      \
+            }                                                                                                          \
             float16 scale[32 / SUB], minimum[32 / SUB];                                                                \
             T(scales)(records, b, scale, minimum);                                                                     \
             _Pragma("unroll") for (int t = 0; t < TILE; t++)                                                           \

@@ -289,10 +289,18 @@ static void run_chunk(const __global Op *op, const __global int *in, int c)
     }
 }
 
+// Spreads the chunks so that work-groups which take turns walk through adjacent ones, each in its own part of memory.
+static inline int spread(int taken, int total, int workers)
+{
+    const int part = taken % workers;
+    return part * (total / workers) + min(part, total % workers) + taken / workers;
+}
+
 // phases: pairs of first operation and number of operations. counters: two sets, used by turns, of 32 words a phase
 // (taken, done); a step clears the set of the next.
 __kernel void run_step(
-    const __global Op *ops, const __global int *phases, int n_phases, const __global int *in, __global int *counters)
+    const __global Op *ops, const __global int *phases, int n_phases, const __global int *in, __global int *counters,
+    int workers)
 {
     const long words = 32L * n_phases;
     __global int *mine = counters + in[IN_PARITY] * words, *other = counters + (1 - in[IN_PARITY]) * words;
@@ -307,6 +315,7 @@ __kernel void run_step(
         while ((c = __atomic_fetch_add(taken, 1, __ATOMIC_RELAXED)) < total) {
             if (c == 0)
                 other[32 * phase] = other[32 * phase + 16] = 0;
+            c = spread(c, total, workers);
             const __global Op *op = first;
             for (int n; c >= (n = count_chunks(op, in)); op++)
                 c -= n;

@@ -142,7 +142,7 @@ def lower(graph: Graph, types: dict[str, str], is_float: dict[str, bool], worker
     """Lowers a graph. Raises UnsupportedModelError for shapes that the kernels do not take.
 
     types: tensor name -> quantisation type; is_float: type -> whether its product reads float32 rows.
-    workers: how many work-groups run at once; products are cut into about eight chunks for each.
+    workers: how many work-groups run at once; products are cut into about two chunks for each.
     """
     return _Lowering(graph, types, is_float, workers).run()
 
@@ -289,7 +289,7 @@ class _Lowering:
                 type=type_,
                 n=op.weight.rows,
                 k=op.weight.columns,
-                chunk=max(1, groups // (8 * self.workers)),
+                chunk=max(1, groups // (2 * self.workers)),
                 heads=op.heads,
                 how=int(self.is_float[type_]),
                 scale=op.scale,

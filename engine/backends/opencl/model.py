@@ -270,7 +270,9 @@ class OpenCLModel:
             hostbuf=np.zeros(2 * 32 * len(counts), np.int32),
         )
         self._buffers += [ops_buffer, phases_buffer, counters]
-        self._step.set_args(ops_buffer, phases_buffer, np.int32(len(counts)), self._in, counters)
+        self._step.set_args(
+            ops_buffer, phases_buffer, np.int32(len(counts)), self._in, counters, np.int32(self._on.workers)
+        )
         queue.finish()
 
     def _address(self, buffer: Any) -> int:
