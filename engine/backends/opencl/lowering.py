@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from engine.backends.opencl.formats import FORMATS
 from engine.errors import UnsupportedModelError
 from engine.graph import (
     Activate,
@@ -53,6 +54,9 @@ GATINGS = {Gating.SOFTMAX: 0, Gating.SIGMOID: 1, Gating.CHOSEN_SOFTMAX: 2}
 
 MAX_QUERIES = 32
 """Query vectors that one tile of attention takes, as in attention.cl."""
+
+CHUNK_BYTES = 128 << 10
+"""Weights that a work-group reads before it looks for more to do: a new place in memory starts slowly."""
 
 MAX_EXPERTS = 1024
 """As in experts.cl."""
@@ -142,7 +146,7 @@ def lower(graph: Graph, types: dict[str, str], is_float: dict[str, bool], worker
     """Lowers a graph. Raises UnsupportedModelError for shapes that the kernels do not take.
 
     types: tensor name -> quantisation type; is_float: type -> whether its product reads float32 rows.
-    workers: how many work-groups run at once; products are cut into about two chunks for each.
+    workers: how many work-groups run at once; products are cut into two to sixteen chunks for each.
     """
     return _Lowering(graph, types, is_float, workers).run()
 
@@ -289,12 +293,17 @@ class _Lowering:
                 type=type_,
                 n=op.weight.rows,
                 k=op.weight.columns,
-                chunk=max(1, groups // (2 * self.workers)),
+                chunk=self._chunk(groups, type_, op.weight.columns),
                 heads=op.heads,
                 how=int(self.is_float[type_]),
                 scale=op.scale,
             )
         )
+
+    def _chunk(self, groups: int, type_: str, columns: int) -> int:
+        """Groups of a product that a work-group takes at a time: as few as make the start of a chunk worth it."""
+        worth = -(-CHUNK_BYTES // FORMATS[type_].group_bytes(columns))
+        return max(1, min(max(worth, groups // (16 * self.workers)), groups // (2 * self.workers)))
 
     def _attention(self, op: Attention) -> None:
         table = 0
