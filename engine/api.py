@@ -47,6 +47,7 @@ class GenerateRequest:
 
     prompt: raw text, tokenized with BOS where the model wants one, special tokens not parsed.
     messages: rendered through the model's chat template; what the messages contain never forges special tokens.
+    plain_template: render messages through a plain template instead, for a model whose own one fails.
     max_tokens: None means until the model stops or the context is full.
     """
 
@@ -57,6 +58,7 @@ class GenerateRequest:
     max_tokens: int | None = None
     stop: Sequence[str] = ()
     ignore_eos: bool = False
+    plain_template: bool = False
 
 
 class StopReason(StrEnum):

@@ -42,7 +42,8 @@ class Serving:
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self.template = template or ChatTemplate(PLAIN_CHAT_TEMPLATE)
+        self.plain_template = ChatTemplate(PLAIN_CHAT_TEMPLATE)
+        self.template = template or self.plain_template
         self._scheduler = Scheduler(model.n_blocks, model.max_rows, info.context_length)
         self._meter = Meter(model.weight_bytes_per_token, model.read_bandwidth())
         # the output may be padded with rows that are no tokens; those are never drawn
@@ -66,7 +67,8 @@ class Serving:
         """Queues a request. Raises a RealmError when something is wrong with it."""
         check_request(request)
         sampler = Sampler(request.sampling, self._n_vocab)
-        tokens = prompt_tokens(request, self.tokenizer, self.template, self._n_vocab)
+        template = self.plain_template if request.plain_template else self.template
+        tokens = prompt_tokens(request, self.tokenizer, template, self._n_vocab)
         # a request that ignores end tokens takes them for text like any other, so that its text spells all its tokens
         end_tokens = frozenset[int]() if request.ignore_eos else self.tokenizer.end_tokens
         decoder = self.tokenizer.stream_decoder(keep_special=request.ignore_eos)

@@ -27,7 +27,7 @@ _NUMBERS: dict[str, tuple[tuple[str, ...], type, str, str]] = {
     "frequency_penalty": ((), float, "X", "subtract X from a token's logit for each recent use"),
     "seed": (("-s",), int, "S", "the same seed gives the same answer; -1 draws one"),
 }
-_REQUEST_OPTIONS = ("prompt", "prompt_tokens", "messages", "max_tokens", "stop", "ignore_eos")
+_REQUEST_OPTIONS = ("prompt", "prompt_tokens", "messages", "max_tokens", "stop", "ignore_eos", "plain_template")
 REQUEST_NAMES = frozenset((*_REQUEST_OPTIONS, *(field.name for field in fields(SamplingParams))))
 
 
@@ -103,6 +103,12 @@ def add_sampling_arguments(parser: argparse.ArgumentParser, *, ignore_eos: bool 
         group.add_argument(
             "--ignore-eos", action="store_true", default=argparse.SUPPRESS, help="go on when the model would stop"
         )
+        group.add_argument(
+            "--plain-template",
+            action="store_true",
+            default=argparse.SUPPRESS,
+            help="a plain chat template in place of the model's own, which may fail",
+        )
 
 
 def given_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -152,6 +158,7 @@ def generate_request(options: Mapping[str, Any]) -> GenerateRequest:
         max_tokens=None if max_tokens is None else _number("max_tokens", max_tokens, int),
         stop=stop_strings(options),
         ignore_eos=_flag("ignore_eos", options.get("ignore_eos", False)),
+        plain_template=_flag("plain_template", options.get("plain_template", False)),
     )
 
 

@@ -166,6 +166,7 @@ class Chat:
                     sampling=self.options.sampling,
                     max_tokens=self.options.max_tokens,
                     stop=self.options.stop,
+                    plain_template=self.options.plain_template,
                 )
             )
         except Exception as error:

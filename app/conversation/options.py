@@ -18,12 +18,14 @@ class ChatOptions:
 
     max_tokens: the longest answer in tokens; None means until the model stops or the context is full.
     stop: strings that end an answer; the answer ends before them.
+    plain_template: use a plain chat template in place of the model's own, which may fail.
     """
 
     system_prompt: str = ""
     sampling: SamplingParams = field(default_factory=SamplingParams)
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
+    plain_template: bool = False
 
     def check(self) -> None:
         """Raises RequestError, naming the field, for a value that sampling cannot use."""
@@ -50,7 +52,7 @@ class ChatOptions:
         if isinstance(stored, Mapping):
             for item in fields(SamplingParams):
                 options = options._with_sampling(item.name, stored)
-        for name in ("system_prompt", "max_tokens", "stop"):
+        for name in ("system_prompt", "max_tokens", "stop", "plain_template"):
             options = options._with(name, values)
         return options
 
@@ -79,5 +81,7 @@ def _decoded(name: str, value: Any) -> Any:
             raise TypeError(name)
         return tuple(value)
     if name == "system_prompt" and not isinstance(value, str):
+        raise TypeError(name)
+    if name == "plain_template" and not isinstance(value, bool):
         raise TypeError(name)
     return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -651,6 +651,10 @@ class Controller(QObject):
             self._context_full(event.sentence, event.hint)
             return
         ways = [Way("Try again", self.regenerate, primary=True)]
+        session = self.session
+        if "chat template" in event.sentence.lower() and session is not None and not session.options.plain_template:
+            ways.insert(0, Way("Answer with a plain template", self._use_plain_template, primary=True))
+            ways[1] = Way("Try again", self.regenerate)
         model = self.service.model
         if model is None:
             ways = list(self._no_model_ways())
@@ -661,6 +665,15 @@ class Controller(QObject):
                 Way("Use numpy instead (slower)", lambda: self.service.load(path, "numpy")),
             ]
         self.window.notices.show_notice("answer", "error", event.sentence, event.hint, ways)
+
+    def _use_plain_template(self) -> None:
+        """This chat goes on without the model's own template, which failed."""
+        session = self.session
+        if session is not None:
+            options = replace(session.options, plain_template=True)
+            session.options = options
+            self._try("", lambda: session.conversation.set_options(options))
+            self.regenerate()
 
     def _context_full(self, sentence: str, hint: str = "") -> None:
         self.window.notices.show_notice(

@@ -17,7 +17,15 @@ from app.desktop.main import catch_unexpected
 from app.desktop.model_service import model_name
 from app.store import ChatStore
 from engine.api import StopReason
-from engine.errors import ContextFullError, DeviceError, DownloadError, ModelFileError, OutOfMemoryError, StoreError
+from engine.errors import (
+    ContextFullError,
+    DeviceError,
+    DownloadError,
+    ModelFileError,
+    OutOfMemoryError,
+    StoreError,
+    TemplateError,
+)
 
 
 def test_from_typing_to_the_finished_answer(stage):
@@ -328,6 +336,15 @@ def test_a_lost_device_keeps_the_text_and_can_be_tried_again(stage):
     stage.press("answer", "Try again")
     stage.until(lambda: stage.texts[-1] == ("assistant", "The sky is blue.") and not stage.pending)
     assert stage.window.notices.keys() == []
+
+
+def test_a_failing_template_offers_a_plain_one(stage):
+    stage.engine.answers = [[TemplateError("The chat template ran longer than 2 seconds and was stopped.")], "Hello."]
+    stage.ask("Hi")
+    assert "chat template" in stage.window.notices.notice("answer").sentence
+    stage.press("answer", "Answer with a plain template")
+    stage.until(lambda: stage.texts[-1] == ("assistant", "Hello.") and not stage.pending)
+    assert [request.plain_template for request in stage.engine.requests] == [False, True]
 
 
 def test_a_full_context_leads_to_a_new_chat(stage):

@@ -523,6 +523,22 @@ def test_a_model_without_template_chats_in_the_plain_one(start: Start, monkeypat
     assert seen == [("plain", PLAIN_CHAT_TEMPLATE)]
 
 
+def test_the_plain_template_in_place_of_a_model_s_own(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def render(template: Any, tokenizer: Any, messages: Any) -> list[int]:
+        seen.append(template)
+        return [BOS]
+
+    monkeypatch.setattr(engine.request, "render_chat_tokens", render)
+    monkeypatch.setattr("engine.serving.ChatTemplate", lambda source: ("plain", source))
+    running = start(FakeModel())
+    for plain in (False, True):
+        messages = [{"role": "user", "content": "hi"}]
+        generate(running, GenerateRequest(messages=messages, max_tokens=1, plain_template=plain))
+    assert seen == ["a template", ("plain", PLAIN_CHAT_TEMPLATE)]
+
+
 def test_rows_of_the_output_that_are_no_tokens_are_never_drawn(start: Start) -> None:
     tokenizer = FakeTokenizer()
     tokenizer.n_vocab = 40
