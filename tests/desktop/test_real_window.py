@@ -17,7 +17,7 @@ pytest.importorskip("engine.loader", reason="the engine cannot load models yet")
 def test_a_person_types_and_the_model_answers(qtbot, qapp, data_dir: Path, starter_model: Path, device: str):
     with ChatStore.open() as store:
         store.settings.set("device", device)
-        store.settings.set("chat_options", {"max_tokens": 80, "sampling": {"temperature": 0.0}})
+        store.settings.set("chat_options", {"max_tokens": 300, "sampling": {"temperature": 0.0}})
     window, controller = build(qapp, real_services(), starter_model)
     qtbot.addWidget(window)
     window.show()
@@ -31,7 +31,7 @@ def test_a_person_types_and_the_model_answers(qtbot, qapp, data_dir: Path, start
         assert window.model_button.name.text()
 
         composer = window.composer.text
-        qtbot.keyClicks(composer, "Tell me about the capital of France.")
+        qtbot.keyClicks(composer, "Write a long story about a walk through Paris.")
         qtbot.keyClick(composer, Qt.Key.Key_Return)
         grown: list[int] = []
 
@@ -47,7 +47,8 @@ def test_a_person_types_and_the_model_answers(qtbot, qapp, data_dir: Path, start
         assert len(answer.text) > 10
         assert "Paris" in answer.text
         assert window.transcript.items[1].view is not None
-        assert len(set(grown)) > 2, "the answer came all at once instead of streaming"
+        partial = [length for length in grown if 0 < length < len(answer.text)]
+        assert partial, "the answer came all at once instead of streaming"
         assert "tokens/s" in window.footer.speed.text()
         assert "first token" in window.footer.first_token.text()
         assert "/ " in window.footer.context.text()
