@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from engine.api import LoadOptions
 from engine.backends.opencl import platforms, pocl
+from engine.backends.opencl.weights import DeviceWeights
 from engine.devices import choose_device, list_devices
-from engine.errors import DeviceError
+from engine.errors import DeviceError, OutOfMemoryError
+from engine.loader import load_model
 
 
 def test_the_processor_computes_through_opencl() -> None:
@@ -35,6 +40,19 @@ def test_without_a_linker_pocl_is_not_started(monkeypatch: pytest.MonkeyPatch) -
         choose_device("opencl")
     with pytest.raises(DeviceError, match="linker"):
         choose_device(listed[0].id)
+
+
+def test_a_device_without_room_says_how_much_was_wanted(fixtures_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever was being allocated: weights come before caches and scratch memory."""
+    import pyopencl as cl
+
+    def no_room(*_: object) -> None:
+        raise cl.MemoryError("clCreateBuffer", -4)
+
+    monkeypatch.setattr(DeviceWeights, "load", no_room)
+    path = fixtures_dir / "tiny_models" / "llama.gguf"
+    with pytest.raises(OutOfMemoryError, match=r"too little memory.*it needs \d"):
+        load_model(path, LoadOptions(device="opencl"), lambda *_: None)
 
 
 def test_the_youngest_processor_whose_instructions_are_all_there() -> None:

@@ -86,6 +86,7 @@ class OpenCLModel:
         attentions = self._program.attentions
         widest = max((padded16(max(op.head_width, op.v_head_width)) for op in attentions), default=16)
         self.weight_bytes_per_token = self._weights.bytes_per_token(graph)
+        self._plan_memory()
         try:
             names = self._weights.format_names()
             progress("compiling", 0.0, ", ".join(names))
@@ -94,7 +95,7 @@ class OpenCLModel:
             self._tools = self._on.build(_TOOLS)
             progress("compiling", 1.0, ", ".join(names))
             self._weights.load(progress, cancelled)
-            self._allocate(graph, n_blocks)
+            self._allocate()
             self._set_up(names)
             if not cancelled():
                 progress("measuring", 0.0, "read bandwidth")
@@ -205,7 +206,19 @@ class OpenCLModel:
             start = end
         return tiles, combines
 
-    def _allocate(self, graph: Graph, n_blocks: int) -> None:
+    def _plan_memory(self) -> None:
+        """The sizes of everything but the weights, before anything is allocated."""
+        attentions = self._program.attentions
+        self._kv_bytes = self.n_blocks * KV_BLOCK * sum(self._program.cache_bytes.values())
+        widest = max((op.n_heads * (padded16(op.v_head_width) + 2) for op in attentions), default=0)
+        self._partial_bytes = 4 * PARTIAL_SLOTS * widest
+        self._tile_rows = min((max(1, MAX_QUERIES // heads_per_tile(op)) for op in attentions), default=1)
+        rope_words = sum(rope.n_rotated for rope in self._program.ropes) * MAX_ROWS
+        # a row's own words, its tiles (a split row has up to MAX_SPLITS), and its block table
+        own = MAX_ROWS * (4 + 6 + 3 + self.n_blocks)
+        self._in_words = HEADER_WORDS + own + 6 * PARTIAL_SLOTS + rope_words
+
+    def _allocate(self) -> None:
         import pyopencl as cl
 
         def allocate(size: int) -> Any:
@@ -213,20 +226,12 @@ class OpenCLModel:
             self._buffers.append(buffer)
             return buffer
 
-        positions = n_blocks * KV_BLOCK
+        positions = self.n_blocks * KV_BLOCK
         self._caches = {cache: allocate(positions * size) for cache, size in self._program.cache_bytes.items()}
-        self._kv_bytes = positions * sum(self._program.cache_bytes.values())
-        attentions = self._program.attentions
-        widest = max((op.n_heads * (padded16(op.v_head_width) + 2) for op in attentions), default=0)
-        self._partial_bytes = 4 * PARTIAL_SLOTS * widest
-        self._tile_rows = min((max(1, MAX_QUERIES // heads_per_tile(op)) for op in attentions), default=1)
         self._partials = allocate(self._partial_bytes)
         self._scratch = allocate(self._program.scratch_bytes_per_row * MAX_ROWS)
         self._logits_buffer = allocate(self._program.logit_bytes_per_row * MAX_LOGIT_ROWS)
         self._logits = np.empty((MAX_LOGIT_ROWS, self.n_vocab), np.float32)
-        rope_words = sum(rope.n_rotated for rope in self._program.ropes) * MAX_ROWS
-        # a row's own words, its tiles (a split row has up to MAX_SPLITS), and its block table
-        self._in_words = HEADER_WORDS + MAX_ROWS * (4 + 6 + 3) + 6 * PARTIAL_SLOTS + MAX_ROWS * n_blocks + rope_words
         self._in = allocate(4 * self._in_words)
         self._input = np.zeros(self._in_words, np.int32)
 
