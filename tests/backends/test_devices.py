@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,20 @@ def test_without_a_linker_pocl_is_not_started(monkeypatch: pytest.MonkeyPatch) -
         choose_device("opencl")
     with pytest.raises(DeviceError, match="linker"):
         choose_device(listed[0].id)
+
+
+def test_devices_are_found_once_however_many_threads_ask() -> None:
+    """The window lists devices while the engine loads a model; PoCL is prepared before either goes on."""
+    program = (
+        "import threading; from engine.backends.opencl.platforms import devices\n"
+        "gate = threading.Barrier(8); found = []\n"
+        "def ask():\n    gate.wait(); found.append(devices())\n"
+        "threads = [threading.Thread(target=ask) for _ in range(8)]\n"
+        "[t.start() for t in threads]; [t.join() for t in threads]\n"
+        "assert len(found) == 8 and all(f is found[0] for f in found), 'not the same devices'\n"
+    )
+    for _ in range(5):
+        subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
 def test_a_device_without_room_says_how_much_was_wanted(fixtures_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

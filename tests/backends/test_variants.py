@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from engine.backends.opencl import platforms
 from engine.backends.opencl.formats import FORMATS
 from engine.backends.opencl.platforms import DOT_VARIANTS, devices
 from engine.errors import DeviceError
@@ -23,9 +24,9 @@ COLUMNS = 512
 @pytest.fixture
 def _devices_asked_again() -> Iterator[None]:
     """Devices keep the variant that they found first."""
-    devices.cache_clear()
+    platforms._find_devices.cache_clear()
     yield
-    devices.cache_clear()
+    platforms._find_devices.cache_clear()
 
 
 def _products(fixtures_dir: Path, names: list[str], x: np.ndarray) -> dict[str, np.ndarray]:
@@ -48,7 +49,7 @@ def _check(fixtures_dir: Path, monkeypatch: pytest.MonkeyPatch, variant: str, na
     x = np.random.default_rng(5).normal(0, 1, (13, COLUMNS)).astype(np.float32)  # rows for tiles of 8, 4 and 1
     expected = _products(fixtures_dir, names, x)
     monkeypatch.setenv("REALM_KERNEL_VARIANT", variant)
-    devices.cache_clear()
+    platforms._find_devices.cache_clear()
     device = devices()[0]
     if device.executor != "persistent":
         pytest.skip("the first device is a GPU, whose variants are others")

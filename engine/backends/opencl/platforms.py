@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import sys
+import threading
 import warnings
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -50,6 +51,20 @@ __kernel void probe(__global const int *w, __global int *out, __global float *ha
 SPIN_TURNS = 4000
 
 
+_LOCK = threading.RLock()
+"""Held while devices are found, opened and probed: the window lists them while the engine loads a model."""
+
+T = TypeVar("T")
+
+
+class _shared_property(cached_property[T]):  # noqa: N801 - used as a decorator, as its base is
+    """A cached_property that all threads find the same: since Python 3.12 the standard one may be computed twice."""
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        with _LOCK:
+            return super().__get__(instance, owner)
+
+
 class Device:
     """An OpenCL device with a context and a queue; built once per process and device."""
 
@@ -69,19 +84,19 @@ class Device:
         """
         return "persistent" if self.is_cpu and os.environ.get("REALM_EXECUTOR") != "gpu" else "simt"
 
-    @cached_property
+    @_shared_property
     def context(self) -> Any:
         import pyopencl as cl
 
         return cl.Context([self.handle])
 
-    @cached_property
+    @_shared_property
     def queue(self) -> Any:
         import pyopencl as cl
 
         return cl.CommandQueue(self.context)
 
-    @cached_property
+    @_shared_property
     def variants(self) -> tuple[Variant, Variant]:
         """The best variants that compile here and compute what they should. Raises DeviceError if none does."""
         forced = os.environ.get("REALM_KERNEL_VARIANT", "")
@@ -176,9 +191,14 @@ class Device:
         return ""
 
 
-@cache
 def devices() -> list[Device]:
-    """Every OpenCL device, GPUs by memory first, then others."""
+    """Every OpenCL device, GPUs by memory first, then others; found once, whichever threads ask."""
+    with _LOCK:
+        return _find_devices()
+
+
+@cache
+def _find_devices() -> list[Device]:
     pocl.name_host_processor()
     import pyopencl as cl
 
