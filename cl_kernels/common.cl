@@ -22,6 +22,10 @@ typedef short v8half __attribute__((vector_size(16)));
 typedef float v8sf __attribute__((vector_size(32)));
 #endif
 
+// A single row of activations waits for memory: weights are asked for this many bytes before they are used. The
+// processor does so by itself only within a page.
+#define FETCH_BYTES 8192
+
 // Asks for the cache line at p, which need not exist.
 #ifdef __clang__
 #define FETCH(p) __builtin_prefetch((const __private void *)(size_t)(p))

@@ -50,9 +50,6 @@ static inline __attribute__((always_inline)) void T(scales)(
 #endif
 }
 
-// A single row waits for memory: its blocks are asked for this many bytes before they are used. The processor does so
-// by itself only within a page.
-#define FETCH_BYTES 8192
 #define FETCH_BLOCKS (FETCH_BYTES / BLOCK_BYTES)
 
 static inline __attribute__((always_inline)) void T(fetch)(

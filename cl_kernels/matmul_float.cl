@@ -14,9 +14,9 @@ static inline long T(group_bytes)(int k) { return ((long)k * 16 * ELEMENT_BYTES 
             acc[t] = odd[t] = (float16)(0.0f);                                                                         \
         int i = 0;                                                                                                     \
         for (; i + 2 <= k; i += 2) {                                                                                   \
-            if (TILE == 1) /* what a single row waits for; see matmul.cl */                                            \
+            if (TILE == 1) /* what a single row waits for; see common.cl */                                            \
                 for (int at = 0; at < 32 * ELEMENT_BYTES; at += 64)                                                    \
-                    FETCH(group + (long)i * 16 * ELEMENT_BYTES + 8192 + at);                                           \
+                    FETCH(group + (long)i * 16 * ELEMENT_BYTES + FETCH_BYTES + at);                                           \
             const float16 a = LOAD16(group + (long)i * 16 * ELEMENT_BYTES);                                            \
             const float16 b = LOAD16(group + (long)(i + 1) * 16 * ELEMENT_BYTES);                                      \
             _Pragma("unroll") for (int t = 0; t < TILE; t++)                                                           \

@@ -7,7 +7,7 @@ from PySide6.QtGui import QFont, QPainter, QPaintEvent, QPen
 from PySide6.QtWidgets import QWidget
 
 from app.desktop.markdown import Block, Frame, Paragraph, PlainText, Rule, Span, Table, block_text
-from app.desktop.text_box import TextBox, TextStyle, utf16_slice
+from app.desktop.text_box import TextBox, TextStyle
 from app.desktop.theme import Themes
 
 ITEM_INDENT = 28
@@ -73,10 +73,6 @@ class BlockWidget(QWidget):
     @property
     def text_length(self) -> int:
         return 0
-
-    def text_between(self, start: int, end: int) -> str:
-        """Plain text between two positions."""
-        return ""
 
     def position_at(self, point: QPoint) -> int:
         """The text position nearest to a point of this widget."""
@@ -187,9 +183,6 @@ class TextBlock(BlockWidget):
     def text_length(self) -> int:
         return self.box.length
 
-    def text_between(self, start: int, end: int) -> str:
-        return utf16_slice(self.box.text, start, end)
-
     def natural_width(self) -> int:
         return self.indent + int(self.box.natural_width) + 2
 
@@ -256,19 +249,6 @@ class TableBlock(BlockWidget):
     @property
     def text_length(self) -> int:
         return sum(cell.length + 1 for row in self._cells for cell in row) - 1 if self._cells else 0
-
-    def text_between(self, start: int, end: int) -> str:
-        parts: list[str] = []
-        position = 0
-        for row in self._cells:
-            for index, cell in enumerate(row):
-                a, b = max(0, start - position), min(cell.length, end - position)
-                if b >= a:
-                    parts.append(utf16_slice(cell.text, a, b))
-                    if end > position + cell.length:
-                        parts.append("\t" if index + 1 < len(row) else "\n")
-                position += cell.length + 1
-        return "".join(parts)
 
     def retheme(self) -> None:
         self._cells = []  # their colours are part of their layout

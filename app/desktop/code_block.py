@@ -29,7 +29,7 @@ from app.desktop.blocks import BlockWidget
 from app.desktop.highlight import colored_runs, language_name, load_language
 from app.desktop.icons import icon
 from app.desktop.markdown import Block, Code
-from app.desktop.text_box import cursor_x, utf16_length, utf16_slice
+from app.desktop.text_box import cursor_x, utf16_length
 from app.desktop.theme import Themes
 
 HEAD = 36
@@ -127,9 +127,6 @@ class CodeBlock(BlockWidget):
     @property
     def text_length(self) -> int:
         return self._starts[-1] + utf16_length(self._lines[-1])
-
-    def text_between(self, start: int, end: int) -> str:
-        return utf16_slice(self._text, start, end)
 
     def natural_width(self) -> int:
         return self.indent + ceil(self._widest) + 2 * PAD_X + 2

@@ -73,7 +73,6 @@ class Controller(QObject):
         self.session: ChatSession | None = None
         self.sessions: list[ChatSession] = []
         self._wanted_model = model_path
-        self._settings_read = False
         self._held: str | None = None  # a message that waits for the model
         self._undo_text = ""
         self._searching = ""
@@ -142,7 +141,6 @@ class Controller(QObject):
         self.service.device = preferences.text("device", "auto")
         self.service.context_length = preferences.number("context_length")
         self.service.find_models(self.services.models_dir())
-        self._settings_read = True
         self.window.sidebar.set_chats(chats)
         for number, sentence in enumerate(store.notices):
             self.window.notices.show_notice(f"store-{number}", "info", sentence)

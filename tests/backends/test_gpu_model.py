@@ -29,11 +29,11 @@ from engine.batch import KV_BLOCK, Batch
 from engine.devices import choose_device, list_devices
 from engine.engine import Engine
 from engine.errors import OutOfMemoryError, UnsupportedModelError
-from engine.generation import generate
 from engine.gguf import GGUFFile
 from engine.graph import Graph
 from tests.backends import test_llama, test_matmul, test_tiny_models
 from tests.backends.memory_file import MemoryFile, load, one_sequence
+from tests.engine.generation import generate
 
 TYPES = sorted(FORMATS)
 

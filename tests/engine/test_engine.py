@@ -28,7 +28,6 @@ from engine.batch import KV_BLOCK, Batch
 from engine.chat_template import PLAIN_CHAT_TEMPLATE
 from engine.engine import Engine
 from engine.errors import ContextFullError, DeviceError, ModelFileError, RealmError, RequestError
-from engine.generation import generate
 from engine.job import JobCancelled
 from engine.stream import Stream
 from tests.engine.fakes import (
@@ -44,6 +43,7 @@ from tests.engine.fakes import (
     lone_run,
     scripted,
 )
+from tests.engine.generation import generate
 
 WAIT = 20.0
 Start = Callable[..., Engine]

@@ -11,8 +11,8 @@ import pytest
 
 from engine.api import GenerateRequest, LoadOptions, SamplingParams
 from engine.engine import Engine
-from engine.generation import generate
 from engine.stream import Stream
+from tests.engine.generation import generate
 from tests.engine.test_engine import answer
 
 NEAR_TIE = 0.3

@@ -193,7 +193,6 @@ _MACROS = [
     "UNPACK_BASE",
     "UNPACK_TOP",
     "WORDS16",
-    "FETCH_BYTES",
     "FETCH_BLOCKS",
     "HAS_MINIMUM",
     "WORD_OF_LANE",
