@@ -42,6 +42,48 @@ Message = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
+class AdapterUse:
+    """A LoRA adapter and how strongly it acts.
+
+    path: a GGUF file of type adapter, a PEFT folder, or a safetensors file with its adapter_config.json beside it.
+    strength: multiplies the adapter's own scale (alpha / r, or alpha / sqrt(r) for rslora); 0 is exactly the base.
+    """
+
+    path: Path
+    strength: float = 1.0
+
+
+class DraftKind(StrEnum):
+    """Where guesses at the next tokens come from."""
+
+    NGRAM = "ngram"  # the conversation itself: what followed the same tokens before
+    MODEL = "model"  # the draft model that Engine.load_draft loaded
+
+
+@dataclass(frozen=True)
+class DraftOptions:
+    """Speculative decoding: guessed tokens are checked in one step; the output's distribution stays the target's.
+
+    draft_k: tokens guessed per step at the start. The length then adapts to what is accepted and what it costs, at most
+        to max_draft_tokens, and down to none while guessing does not pay.
+    min_probability: a draft model's guesses end at the first token that it finds less likely than this.
+    """
+
+    kind: DraftKind
+    draft_k: int = 5
+    max_draft_tokens: int = 16
+    min_probability: float = 0.0
+
+
+class ContextPolicy(StrEnum):
+    """What happens when an answer meets the end of the context."""
+
+    STOP = "stop"  # it ends with StopReason.CONTEXT
+    DROP_OLDEST = "drop_oldest"  # the oldest turns after the system prompt are left out, and the answer goes on
+    SHIFT = "shift"  # the first tokens (attention sinks) stay, the oldest after them go
+
+
+@dataclass(frozen=True)
 class GenerateRequest:
     """One thing to answer. Exactly one of prompt, prompt_tokens and messages is set.
 
@@ -49,6 +91,12 @@ class GenerateRequest:
     messages: rendered through the model's chat template; what the messages contain never forges special tokens.
     plain_template: render messages through a plain template instead, for a model whose own one fails.
     max_tokens: None means until the model stops or the context is full.
+    adapters: act together, each with its strength; Engine.set_adapters changes them between two tokens.
+    draft: None guesses nothing.
+    context_policy: DROP_OLDEST needs messages; a prompt that is too long by itself is shortened by it too.
+    priority: of two waiting requests the one with the higher number goes first.
+    session: a file that keeps the keys and values of this chat: read before the prompt is computed, where it fits it,
+        and written when the answer has ended.
     """
 
     prompt: str | None = None
@@ -59,6 +107,11 @@ class GenerateRequest:
     stop: Sequence[str] = ()
     ignore_eos: bool = False
     plain_template: bool = False
+    adapters: Sequence[AdapterUse] = ()
+    draft: DraftOptions | None = None
+    context_policy: ContextPolicy = ContextPolicy.STOP
+    priority: int = 0
+    session: Path | None = None
 
 
 class StopReason(StrEnum):
@@ -86,6 +139,10 @@ class Figures:
     decode_bandwidth_share: float | None = None  # of the device's measured read bandwidth, None until it is measured
     context_used: int = 0
     context_length: int = 0
+    drafted_tokens: int = 0  # guesses that were checked
+    accepted_tokens: int = 0  # guesses that became part of the answer
+    draft_gain: float | None = None  # measured speed with guessing over without, None until both were measured
+    drafting_paused: bool = False  # guessing does not pay at present
 
 
 @dataclass(frozen=True)
@@ -113,6 +170,7 @@ class Token:
     token: int
     text: str
     figures: Figures
+    drafted: bool = False  # it was guessed and accepted
 
 
 @dataclass(frozen=True)
@@ -198,9 +256,22 @@ class LoadProgress:
 
 
 @dataclass(frozen=True)
+class DraftInfo:
+    """The draft model that is loaded beside the model. Bytes are those held by the device."""
+
+    path: Path
+    name: str
+    device: DeviceInfo
+    weight_bytes: int
+    kv_bytes: int
+    notes: tuple[str, ...] = ()  # sentences: how the vocabularies differ, if harmlessly
+
+
+@dataclass(frozen=True)
 class EngineStatus:
     state: EngineState
     model: ModelInfo | None = None
+    draft: DraftInfo | None = None
     progress: LoadProgress | None = None
     error: RealmError | None = None
     active_requests: int = 0

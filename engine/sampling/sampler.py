@@ -49,15 +49,23 @@ class Sampler:
         logits: float32 [n_vocab], left unchanged. history: the sequence's tokens so far, prompt included.
         Raises DeviceError when a logit is NaN or infinite.
         """
+        token = self.draw(self.candidates(logits, history))
+        self.accept(token)
+        return token
+
+    def candidates(self, logits: NDArray[np.float32], history: Sequence[int]) -> Candidates:
+        """What the chain leaves to draw from; their softmax is the distribution of the next token. Arguments and
+        errors as in `sample`."""
         if logits.shape != (self._n_vocab,):
             raise DeviceError(f"The model produced {logits.shape} numbers where {self._n_vocab} belong.")
         _check_finite(logits)
-        if not self._chain and not len(self._bias):
-            return int(np.argmax(logits)) if self._greedy else self._draw(Candidates(None, logits))
         remaining = Candidates(None, self._biased(logits) if len(self._bias) else logits)
         for step in self._chain:
             remaining = step(remaining, history)
-        return int(np.argmax(remaining.logits)) if self._greedy else self._draw(remaining)
+        return remaining
+
+    def accept(self, token: int) -> None:
+        """Says that this token follows, whoever chose it; what depends on the past moves on."""
 
     def _biased(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         logits = logits.copy()
@@ -66,7 +74,11 @@ class Sampler:
             raise RequestError("logit_bias bans every token of the vocabulary.", "Leave at least one.")
         return logits
 
-    def _draw(self, remaining: Candidates) -> int:
+    def draw(self, remaining: Candidates) -> int:
+        """One of the candidates: the first most likely one when greedy, else by their probabilities."""
+        if self._greedy:
+            place = int(np.argmax(remaining.logits))
+            return int(place if remaining.ids is None else remaining.ids[place])
         sums = np.cumsum(remaining.weights(), dtype=np.float64)
         place = np.searchsorted(sums, self._random.random() * sums[-1], side="right")
         # rounding may put the product onto the last sum; its first place is the last token that is possible
