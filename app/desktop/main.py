@@ -18,7 +18,8 @@ from PySide6.QtWidgets import QApplication
 from app import paths
 from app.desktop.background import Background
 from app.desktop.chat_session import ConversationLike, Listener
-from app.desktop.controller import Controller, Services
+from app.desktop.controller import Controller
+from app.desktop.desk import Desk, Services
 from app.desktop.icons import app_icon
 from app.desktop.model_service import EngineLike, ModelService
 from app.desktop.theme import Themes
@@ -68,7 +69,7 @@ def build(app: QApplication, services: Services, model_path: Path | None = None)
     background = Background(app)
     service = ModelService(background, app)
     window = MainWindow(themes, service)
-    return window, Controller(window, themes, service, background, services, model_path)
+    return window, Controller(Desk(window, themes, service, background, services), model_path)
 
 
 def start_log() -> Path:
@@ -96,7 +97,7 @@ def catch_unexpected(controller: Controller, log_file: Path) -> None:
             return
         log.error("unexpected error", exc_info=(kind, error, trace))
         summary = f"{kind.__name__}: {error}".rstrip(": ")
-        controller.background.call(lambda: controller.show_unexpected(summary, log_file))
+        controller.desk.background.call(lambda: controller.show_unexpected(summary, log_file))
 
     sys.excepthook = report
     threading.excepthook = lambda args: report(args.exc_type, args.exc_value or args.exc_type(), args.exc_traceback)

@@ -96,7 +96,7 @@ def open_stage(qtbot: QtBot, qapp: QApplication, tmp_path: Path, engine: FakeEng
             lambda: controller.session is not None and controller.session.loaded and not window.welcome.starting
         )
         if model and engine.load_at_once and not engine.load_errors:
-            stage.until(lambda: controller.service.model is not None or controller.window.notices.keys())
+            stage.until(lambda: controller.service.model is not None or controller.desk.window.notices.keys())
         window.resize(1000, 700)
         return stage
 

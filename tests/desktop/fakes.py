@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from app.conversation import Conversation
-from app.desktop.controller import Services
+from app.desktop.desk import Services
 from app.store import ChatStore
 from engine.api import (
     DeviceInfo,

@@ -18,7 +18,7 @@ start = Controller.start
 
 def start_and_close_soon(self):
     start(self)
-    QTimer.singleShot(2500, self.window.close)
+    QTimer.singleShot(2500, self.desk.window.close)
 
 Controller.start = start_and_close_soon
 sys.exit(main(sys.argv[1:]))

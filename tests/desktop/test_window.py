@@ -72,7 +72,7 @@ def test_a_second_window_shows_what_was_written(open_stage, stage):
     stage.controller.shut_down()
     again = open_stage()
     chat = next(row for row in again.window.sidebar.model.rows if not isinstance(row, str))
-    again.controller.open_chat(chat.id)
+    again.controller.chats.open_chat(chat.id)
     again.until(lambda: len(again.texts) == 2)
     assert again.texts == [("user", "Remember me"), ("assistant", "Fine.")]
     assert again.window.footer.speed.text() == "47.3 tokens/s"
@@ -94,7 +94,7 @@ def test_regenerate_further_up_replaces_what_follows(stage):
     stage.ask("one")
     stage.ask("two")
     first_answer = stage.controller.session.messages[1]
-    stage.controller.message_action("regenerate", first_answer.id)
+    stage.controller.messages.message_action("regenerate", first_answer.id)
     stage.until(lambda: stage.texts == [("user", "one"), ("assistant", "C")] and not stage.pending)
 
 
@@ -147,7 +147,7 @@ def titles(stage) -> list[str]:
 
 def test_chats_are_renamed_deleted_and_restored(stage):
     stage.ask("first chat")
-    stage.controller.new_chat()
+    stage.controller.chats.new_chat()
     stage.until(lambda: stage.controller.session.loaded)
     stage.ask("second chat")
     stage.until(lambda: titles(stage) == ["second chat", "first chat"])
@@ -159,7 +159,7 @@ def test_chats_are_renamed_deleted_and_restored(stage):
     stage.qtbot.keyClicks(editor, "Renamed")
     stage.qtbot.keyClick(editor, Qt.Key.Key_Return)
     stage.until(lambda: "Renamed" in titles(stage))
-    stage.controller.open_chat(first.id)
+    stage.controller.chats.open_chat(first.id)
     stage.until(lambda: len(stage.texts) == 2)
     sidebar.view.setFocus()
     stage.qtbot.keyClick(sidebar.view, Qt.Key.Key_Delete)
@@ -172,7 +172,7 @@ def test_chats_are_renamed_deleted_and_restored(stage):
 def test_search_finds_titles_and_messages(stage):
     stage.engine.answers = ["The answer holds a platypus.", "Nothing here."]
     stage.ask("Animals")
-    stage.controller.new_chat()
+    stage.controller.chats.new_chat()
     stage.until(lambda: stage.controller.session.loaded)
     stage.ask("Plants")
     stage.until(lambda: len(titles(stage)) == 2)
@@ -190,13 +190,13 @@ def test_an_answer_goes_on_while_another_chat_is_open(stage):
     stage.ask("first", wait=False)
     stage.until(lambda: stage.controller.session.chat_id is not None and len(stage.engine.requests) == 1)
     first = stage.controller.session.chat_id
-    stage.controller.new_chat()
+    stage.controller.chats.new_chat()
     stage.until(lambda: stage.controller.session.loaded and stage.controller.session.chat_id is None)
     assert not stage.pending
     assert stage.window.sidebar.model.busy == {first}
     stage.engine.hold.set()
     stage.until(lambda: stage.window.sidebar.model.busy == set())
-    stage.controller.open_chat(first)
+    stage.controller.chats.open_chat(first)
     stage.until(lambda: stage.texts == [("user", "first"), ("assistant", "slow answer")])
 
 
@@ -206,9 +206,9 @@ def test_a_chat_left_and_entered_again_while_it_streams_shows_all_of_it(stage):
     stage.ask("count", wait=False)
     stage.until(lambda: stage.texts and stage.texts[-1][0] == "assistant" and stage.texts[-1][1])
     chat = stage.controller.session.chat_id
-    stage.controller.new_chat()
+    stage.controller.chats.new_chat()
     stage.qtbot.wait(120)
-    stage.controller.open_chat(chat)
+    stage.controller.chats.open_chat(chat)
     stage.until(lambda: not stage.pending)
     assert stage.texts == [("user", "count"), ("assistant", "one two three four")]
 
@@ -268,7 +268,7 @@ def test_a_message_that_cannot_be_stored_comes_back(stage, monkeypatch):
     def full(*_args, **_kwargs):
         raise StoreError("The disk is full.", "Free some space.")
 
-    monkeypatch.setattr(stage.controller.store, "create_chat", full)
+    monkeypatch.setattr(stage.controller.desk.store, "create_chat", full)
     stage.ask("Keep me", wait=False)
     stage.until(lambda: stage.window.notices.notice("action"))
     assert stage.window.notices.notice("action").sentence == "The disk is full."
@@ -298,7 +298,7 @@ def test_a_download_that_fails_can_be_tried_again(open_stage, tmp_path):
         return tmp_path / "m.gguf"
 
     stage = open_stage(model=False, fetch=fetch)
-    stage.controller.fetch_starter()
+    stage.controller.models.fetch_starter()
     stage.until(lambda: stage.window.notices.notice("fetch"))
     stage.press("fetch", "Try again")
     stage.until(lambda: stage.controller.service.model is not None)
@@ -320,8 +320,8 @@ def test_too_little_memory_leads_to_the_context_length(open_stage, engine):
     stage = open_stage()
     stage.until(lambda: stage.window.notices.notice("model"))
     stage.press("model", "Change the context length…")
-    assert stage.controller._dialog is not None
-    stage.controller._dialog.reject()
+    assert stage.controller.settings.dialog is not None
+    stage.controller.settings.dialog.reject()
 
 
 def test_a_lost_device_keeps_the_text_and_can_be_tried_again(stage):
@@ -437,8 +437,8 @@ def test_unloading_frees_the_model(stage):
 
 
 def test_settings_reach_the_next_request_and_the_next_chat(stage):
-    stage.controller.open_settings()
-    dialog = stage.controller._dialog
+    stage.controller.settings.open_settings()
+    dialog = stage.controller.settings.dialog
     dialog.system_prompt.setPlainText("Be brief.")
     dialog.temperature.setValue(0.25)
     dialog.top_k.setValue(7)
@@ -446,7 +446,7 @@ def test_settings_reach_the_next_request_and_the_next_chat(stage):
     dialog.max_tokens.setValue(99)
     stage.qtbot.mouseClick(dialog.save_button, Qt.MouseButton.LeftButton)
     stage.ask("one")
-    stage.controller.new_chat()
+    stage.controller.chats.new_chat()
     stage.until(lambda: stage.controller.session.loaded)
     stage.ask("two")
     for request in stage.engine.requests:
@@ -458,8 +458,8 @@ def test_settings_reach_the_next_request_and_the_next_chat(stage):
 
 
 def test_settings_outlive_the_window(open_stage, stage):
-    stage.controller.open_settings()
-    dialog = stage.controller._dialog
+    stage.controller.settings.open_settings()
+    dialog = stage.controller.settings.dialog
     dialog.min_p.setValue(0.33)
     dialog._theme_buttons["dark"].click()
     dialog.context_length.setCurrentIndex(dialog.context_length.findData(2048))
@@ -467,18 +467,18 @@ def test_settings_outlive_the_window(open_stage, stage):
     stage.window.hide()
     stage.controller.shut_down()
     again = open_stage()
-    assert again.controller.themes.choice == "dark"
+    assert again.controller.desk.themes.choice == "dark"
     assert again.controller.service.context_length == 2048
     assert again.engine.loads[-1][1].context_length == 2048
     again.ask("one")
     assert again.engine.requests[-1].sampling.min_p == 0.33
-    again.controller.themes.choose("light")
+    again.controller.desk.themes.choose("light")
 
 
 def test_a_new_context_length_loads_the_model_again(stage):
     loads = len(stage.engine.loads)
-    stage.controller.open_settings()
-    dialog = stage.controller._dialog
+    stage.controller.settings.open_settings()
+    dialog = stage.controller.settings.dialog
     dialog.context_length.setCurrentIndex(dialog.context_length.findData(4096))
     dialog.save()
     stage.until(lambda: len(stage.engine.loads) == loads + 1)
@@ -486,8 +486,8 @@ def test_a_new_context_length_loads_the_model_again(stage):
 
 
 def test_the_order_of_the_samplers_is_visible(stage):
-    stage.controller.open_settings()
-    dialog = stage.controller._dialog
+    stage.controller.settings.open_settings()
+    dialog = stage.controller.settings.dialog
     plain = re.sub(r"<[^>]+>|&nbsp;", "", dialog.chain.text())
     order = [part.strip() for part in plain.split("→")]
     assert order == ["Penalties (off)", "Top-k", "Typical (off)", "Top-p", "Min-p", "Temperature"]
@@ -497,13 +497,13 @@ def test_the_order_of_the_samplers_is_visible(stage):
 
 
 def test_cancelling_the_settings_puts_the_theme_back(stage):
-    stage.controller.open_settings()
-    dialog = stage.controller._dialog
-    before = stage.controller.themes.choice
+    stage.controller.settings.open_settings()
+    dialog = stage.controller.settings.dialog
+    before = stage.controller.desk.themes.choice
     dialog._theme_buttons["dark"].click()
-    assert stage.controller.themes.current.dark
+    assert stage.controller.desk.themes.current.dark
     dialog.reject()
-    assert stage.controller.themes.choice == before
+    assert stage.controller.desk.themes.choice == before
 
 
 def test_keys_reach_every_part(stage):
@@ -519,8 +519,8 @@ def test_keys_reach_every_part(stage):
     qtbot.keyClick(window, Qt.Key.Key_B, control)
     assert window.sidebar.isVisible()
     qtbot.keyClick(window, Qt.Key.Key_Comma, control)
-    assert stage.controller._dialog is not None
-    stage.controller._dialog.reject()
+    assert stage.controller.settings.dialog is not None
+    stage.controller.settings.dialog.reject()
     window.activateWindow()
     stage.until(window.isActiveWindow)
     stage.ask("one")
@@ -533,14 +533,14 @@ def test_keys_reach_every_part(stage):
 
 def test_every_button_has_a_name_for_screen_readers(stage):
     stage.ask("one")
-    stage.controller.open_settings()
-    for root in (stage.window, stage.controller._dialog):
+    stage.controller.settings.open_settings()
+    for root in (stage.window, stage.controller.settings.dialog):
         assert any(block.accessibleName() == "Fine." for block in stage.window.findChildren(BlockWidget))
         for button in root.findChildren(QAbstractButton):
             if button.objectName() == "qt_toolbar_ext_button" or isinstance(button.parent(), QLineEdit):
                 continue
             assert button.accessibleName() or button.text(), button.objectName()
-    stage.controller._dialog.reject()
+    stage.controller.settings.dialog.reject()
 
 
 def test_in_a_narrow_window_the_list_lies_over_the_chat(stage):
@@ -558,7 +558,7 @@ def test_in_a_narrow_window_the_list_lies_over_the_chat(stage):
 
 def test_light_and_dark_follow_the_system_at_once(stage, monkeypatch):
     hints = QGuiApplication.styleHints()
-    themes = stage.controller.themes
+    themes = stage.controller.desk.themes
     themes.choose("system")
     for scheme, dark in ((Qt.ColorScheme.Dark, True), (Qt.ColorScheme.Light, False)):
         monkeypatch.setattr("app.desktop.theme.system_is_dark", lambda dark=dark: dark)

@@ -287,7 +287,7 @@ def damaged(stage: Stage) -> None:
     stage.engine.load_errors.append(
         ModelFileError("The model file ends inside of the tensor blk.11.ffn_down.weight.", "Download the file again.")
     )
-    stage.controller.load_model(Path("/models/Mistral-7B-Instruct-v0.3.Q4_K_M.gguf"))
+    stage.controller.models.load_model(Path("/models/Mistral-7B-Instruct-v0.3.Q4_K_M.gguf"))
 
 
 def popup(stage: Stage):
@@ -297,19 +297,19 @@ def popup(stage: Stage):
 
 
 def settings(stage: Stage):
-    stage.controller.open_settings()
+    stage.controller.settings.open_settings()
     stage.settle(0.1)
-    return stage.controller._dialog
+    return stage.controller.settings.dialog
 
 
 def fetching(stage: Stage) -> None:
-    stage.controller.fetch_starter()
+    stage.controller.models.fetch_starter()
 
 
 def editing(stage: Stage) -> None:
     conversation(stage)
     stage.window.transcript.jump_to_latest()
-    stage.controller.edit_last()
+    stage.controller.messages.edit_last()
 
 
 def sidebar(stage: Stage) -> None:
@@ -321,7 +321,7 @@ def deleted(stage: Stage) -> None:
     conversation_end(stage)
     session = stage.controller.session
     assert session is not None
-    stage.controller.message_action("delete", session.messages[-1].id)
+    stage.controller.messages.message_action("delete", session.messages[-1].id)
 
 
 STATES: dict[str, Callable[[Stage], object]] = {
