@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -52,11 +52,32 @@ class LoadedModel(Protocol):
     max_rows: int  # the largest batch that one call takes
     weight_bytes_per_token: int  # weight bytes a decode step of one row reads
 
+    @property
+    def block_bytes(self) -> int:
+        """What `read_blocks` gives for one block."""
+        ...
+
+    @property
+    def kv_layout(self) -> str:
+        """Names what those bytes mean: they may be exchanged between models with the same weights and name."""
+        ...
+
     def forward(self, batch: Batch) -> NDArray[np.float32]:
         """Runs one step; returns logits float32 [len(logit_rows), n_vocab], valid until the next call.
 
         Raises DeviceError when the device fails; the model is then unusable.
         """
+        ...
+
+    def read_blocks(self, blocks: Sequence[int]) -> NDArray[np.uint8]:
+        """The keys and values that physical KV blocks hold, as bytes [len(blocks), block_bytes]; a copy.
+
+        Raises DeviceError as `forward` does, and MemoryError.
+        """
+        ...
+
+    def write_blocks(self, blocks: Sequence[int], data: NDArray[np.uint8]) -> None:
+        """Puts back what `read_blocks` gave, into these blocks; data: [len(blocks), block_bytes]."""
         ...
 
     def memory(self) -> MemoryUse: ...

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import codecs
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engine.api import DeviceInfo, LoadOptions, ModelInfo, SamplingParams
 from engine.batch import KV_BLOCK, Batch, MemoryUse
@@ -107,6 +108,20 @@ class FakeModel:
         for sequence, table in enumerate(batch.block_tables):
             used = int(batch.positions[batch.sequences == sequence].max()) // KV_BLOCK + 1
             assert len(set(table[:used].tolist())) == used
+
+    @property
+    def block_bytes(self) -> int:
+        return int(self._cache[0].nbytes)
+
+    @property
+    def kv_layout(self) -> str:
+        return "fake"
+
+    def read_blocks(self, blocks: Sequence[int]) -> NDArray[np.uint8]:
+        return self._cache[list(blocks)].view(np.uint8)
+
+    def write_blocks(self, blocks: Sequence[int], data: NDArray[np.uint8]) -> None:
+        self._cache[list(blocks)] = data.view(np.int64)
 
     def memory(self) -> MemoryUse:
         return MemoryUse(1, 1, 1)

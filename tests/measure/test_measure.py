@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,20 @@ class RememberingModel:
             seen = [int(self.kv[table[p // KV_BLOCK], p % KV_BLOCK]) for p in range(int(batch.positions[row]) + 1)]
             answers.append(expected_logits(seen))
         return np.asarray(answers, dtype=np.float32).reshape(len(answers), N_VOCAB)
+
+    @property
+    def block_bytes(self) -> int:
+        return int(self.kv[0].nbytes)
+
+    @property
+    def kv_layout(self) -> str:
+        return "fake"
+
+    def read_blocks(self, blocks: Sequence[int]) -> NDArray[np.uint8]:
+        return self.kv[list(blocks)].view(np.uint8)
+
+    def write_blocks(self, blocks: Sequence[int], data: NDArray[np.uint8]) -> None:
+        self.kv[list(blocks)] = data.view(np.int64)
 
     def memory(self) -> MemoryUse:
         return MemoryUse(0, 0, 0)

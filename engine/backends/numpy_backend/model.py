@@ -6,7 +6,7 @@ blocks of rows whenever it is used. Keys and values are float32 and allocated as
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,6 +109,32 @@ class NumpyModel:
         self._logits_begin = next(
             (i for i, op in enumerate(graph.operations) if isinstance(op, SelectRows)), len(graph.operations)
         )
+
+    @property
+    def block_bytes(self) -> int:
+        return sum(cache[:KV_BLOCK].nbytes for caches in self._caches for cache in caches)
+
+    @property
+    def kv_layout(self) -> str:
+        return f"numpy {','.join(str(cache.shape[1]) for caches in self._caches for cache in caches)}"
+
+    def read_blocks(self, blocks: Sequence[int]) -> NDArray[np.uint8]:
+        data = np.empty((len(blocks), self.block_bytes), np.uint8)
+        for columns, cache in self._block_columns():
+            data[:, columns] = cache[np.asarray(blocks, np.intp)]
+        return data
+
+    def write_blocks(self, blocks: Sequence[int], data: NDArray[np.uint8]) -> None:
+        for columns, cache in self._block_columns():
+            cache[np.asarray(blocks, np.intp)] = data[:, columns]
+
+    def _block_columns(self) -> Iterator[tuple[slice, NDArray[np.uint8]]]:
+        """Where each cache's bytes stand in a block's, and the cache as bytes [n_blocks, bytes of a block]."""
+        start = 0
+        for cache in (cache for caches in self._caches for cache in caches if cache.size):
+            view = cache.reshape(self.n_blocks, -1).view(np.uint8)
+            yield slice(start, start + view.shape[1]), view
+            start += view.shape[1]
 
     def memory(self) -> MemoryUse:
         kv = sum(keys.nbytes + values.nbytes for keys, values in self._caches)

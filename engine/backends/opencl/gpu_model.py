@@ -6,7 +6,7 @@ Nothing is waited for but the logits: a prefill chunk that wants none is left to
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from engine.backends.opencl.gpu_batch import MAX_ROPES, PARTIAL_SLOTS, fill_inpu
 from engine.backends.opencl.gpu_plan import MATVEC_ROWS, MOST_SLICES, Plan, Sizes
 from engine.backends.opencl.gpu_source import HeadShape, simt_source
 from engine.backends.opencl.gpu_variants import dot_variant
+from engine.backends.opencl.kv_blocks import KV_LAYOUT, read_blocks, write_blocks
 from engine.backends.opencl.lowering import Buffer, Cache, Place, Program, lower, padded16
 from engine.backends.opencl.platforms import devices
 from engine.backends.opencl.weights import STAGING_BYTES, DeviceWeights
@@ -97,6 +98,34 @@ class GpuModel:
     @property
     def _name(self) -> str:
         return str(self._on.handle.name).strip()
+
+    @property
+    def block_bytes(self) -> int:
+        return KV_BLOCK * sum(self._program.cache_bytes.values())
+
+    @property
+    def kv_layout(self) -> str:
+        sizes = ",".join(str(size) for size in self._program.cache_bytes.values())
+        return f"opencl simt {KV_LAYOUT} {sizes}"
+
+    def read_blocks(self, blocks: Sequence[int]) -> NDArray[np.uint8]:
+        import pyopencl as cl
+
+        try:
+            return read_blocks(self._on.queue, self._block_caches(), blocks, mapped=False)
+        except cl.Error as error:
+            raise _device_error(error) from error
+
+    def write_blocks(self, blocks: Sequence[int], data: NDArray[np.uint8]) -> None:
+        import pyopencl as cl
+
+        try:
+            write_blocks(self._on.queue, self._block_caches(), blocks, data, mapped=False)
+        except cl.Error as error:
+            raise _device_error(error) from error
+
+    def _block_caches(self) -> list[tuple[Any, int]]:
+        return [(self._caches[cache], KV_BLOCK * size) for cache, size in self._program.cache_bytes.items()]
 
     def memory(self) -> MemoryUse:
         sizes = self._sizes
@@ -215,7 +244,7 @@ class GpuModel:
             self._buffers.append(buffer)
             return buffer
 
-        caches = {cache: allocate(size) for cache, size in self._cache_bytes.items()}
+        self._caches = {cache: allocate(size) for cache, size in self._cache_bytes.items()}
         self._in = allocate(self._sizes["input"])
         scratch, partials = allocate(self._sizes["scratch"]), allocate(self._sizes["partials"])
         self._logits_buffer = allocate(self._sizes["logits"])
@@ -229,7 +258,7 @@ class GpuModel:
                     return self._logits_buffer, 0
                 return scratch, place.offset * self.max_rows
             if isinstance(place, Cache):
-                return caches[place], 0
+                return self._caches[place], 0
             if isinstance(place, Weight):
                 index, offset = self._weights.place[place]
                 return self._weights.buffers[index], offset

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from engine.api import DeviceInfo
 from engine.backends.opencl.formats import FORMATS
+from engine.backends.opencl.kv_blocks import KV_LAYOUT, read_blocks, write_blocks
 from engine.backends.opencl.lowering import MAX_QUERIES, Buffer, Cache, Kind, Step, heads_per_tile, lower, padded16
 from engine.backends.opencl.platforms import devices
 from engine.backends.opencl.source import step_source
@@ -111,6 +112,34 @@ class OpenCLModel:
         except cl.Error as error:
             self.close()
             raise _device_error(error) from error
+
+    @property
+    def block_bytes(self) -> int:
+        return KV_BLOCK * sum(self._program.cache_bytes.values())
+
+    @property
+    def kv_layout(self) -> str:
+        sizes = ",".join(str(size) for size in self._program.cache_bytes.values())
+        return f"opencl step {KV_LAYOUT} {sizes}"
+
+    def read_blocks(self, blocks: Sequence[int]) -> NDArray[np.uint8]:
+        import pyopencl as cl
+
+        try:
+            return read_blocks(self._on.queue, self._block_caches(), blocks, mapped=True)
+        except cl.Error as error:
+            raise _device_error(error) from error
+
+    def write_blocks(self, blocks: Sequence[int], data: NDArray[np.uint8]) -> None:
+        import pyopencl as cl
+
+        try:
+            write_blocks(self._on.queue, self._block_caches(), blocks, data, mapped=True)
+        except cl.Error as error:
+            raise _device_error(error) from error
+
+    def _block_caches(self) -> list[tuple[Any, int]]:
+        return [(self._caches[cache], KV_BLOCK * size) for cache, size in self._program.cache_bytes.items()]
 
     def memory(self) -> MemoryUse:
         scratch = self._program.scratch_bytes_per_row * MAX_ROWS + self._program.logit_bytes_per_row * MAX_LOGIT_ROWS
