@@ -13,7 +13,18 @@ from typing import Any
 
 from engine.errors import RealmError
 
-DEFAULT_SAMPLERS: tuple[str, ...] = ("penalties", "top_k", "typical_p", "top_p", "min_p", "temperature")
+DEFAULT_SAMPLERS: tuple[str, ...] = (
+    "penalties",
+    "dry",
+    "top_n_sigma",
+    "top_k",
+    "typical_p",
+    "top_p",
+    "min_p",
+    "xtc",
+    "temperature",
+)
+DEFAULT_BREAKERS: tuple[str, ...] = ("\n", ":", '"', "*")
 
 
 @dataclass(frozen=True)
@@ -21,6 +32,16 @@ class SamplingParams:
     """How the next token is chosen. Names and neutral values are llama.cpp's.
 
     temperature 0 means greedy. `samplers` is the order in which the chain runs; a name left out does not run.
+
+    xtc_probability: how often the tokens of at least xtc_threshold are dropped, all but the least likely of them.
+    dry_multiplier: how strongly a token is held back that would prolong a repetition of the text (0 is off): by
+        dry_multiplier * dry_base ** (length - dry_allowed_length), where `length` is that of the repetition so far. It
+        is looked for in the last dry_penalty_last_n tokens (-1: all) and does not reach across a sequence breaker.
+    dynatemp_range: the temperature moves between temperature - range and temperature + range with the entropy of the
+        candidates (0 is off), bent by dynatemp_exponent.
+    top_n_sigma: keeps logits at most this many standard deviations below the largest (0 or less is off).
+    mirostat: 1 or 2 keeps the surprise of the text near mirostat_tau bits, learning at the rate mirostat_eta; of the
+        chain only the temperature runs then. 0 is off.
     """
 
     temperature: float = 0.8
@@ -32,6 +53,19 @@ class SamplingParams:
     repeat_last_n: int = 64
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = -1
+    dry_sequence_breakers: tuple[str, ...] = DEFAULT_BREAKERS
+    dynatemp_range: float = 0.0
+    dynatemp_exponent: float = 1.0
+    top_n_sigma: float = -1.0
+    mirostat: int = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
     seed: int | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     samplers: tuple[str, ...] = DEFAULT_SAMPLERS
@@ -97,6 +131,8 @@ class GenerateRequest:
     priority: of two waiting requests the one with the higher number goes first.
     session: a file that keeps the keys and values of this chat: read before the prompt is computed, where it fits it,
         and written when the answer has ended.
+    logprobs: how many of the likeliest tokens each Token names as alternatives, with their log probabilities; 0 gives
+        none, and no log probability of the token itself.
     """
 
     prompt: str | None = None
@@ -112,6 +148,7 @@ class GenerateRequest:
     context_policy: ContextPolicy = ContextPolicy.STOP
     priority: int = 0
     session: Path | None = None
+    logprobs: int = 0
 
 
 class StopReason(StrEnum):
@@ -160,17 +197,30 @@ class PrefillProgress:
 
 
 @dataclass(frozen=True)
+class Alternative:
+    """A token that could have come, and the natural logarithm of its probability."""
+
+    token: int
+    logprob: float
+
+
+@dataclass(frozen=True)
 class Token:
     """One new token. `text` holds the whole characters that became certain with it; it may be empty.
 
     Text that could still turn out to be a stop string is held back, so the concatenation of all `text`
     (with that of Finished) is exactly the answer.
+
+    logprob, alternatives: where GenerateRequest.logprobs asks for them: the log-softmax of the model's logits, before
+        bias, grammar and samplers; the alternatives are the likeliest tokens, likeliest first.
     """
 
     token: int
     text: str
     figures: Figures
     drafted: bool = False  # it was guessed and accepted
+    logprob: float | None = None
+    alternatives: tuple[Alternative, ...] = ()
 
 
 @dataclass(frozen=True)

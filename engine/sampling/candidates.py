@@ -154,3 +154,38 @@ def penalties(
         - np.float32(presence)
     )
     return Candidates(candidates.ids, logits, False)
+
+
+def top_n_sigma(candidates: Candidates, n: float) -> Candidates:
+    """Keeps logits at most n standard deviations below the largest (Tang et al. 2024); n <= 0 keeps all."""
+    if n <= 0.0 or len(candidates) <= 1:
+        return candidates
+    possible = candidates.logits[candidates.logits > -np.inf].astype(np.float64)
+    lowest = float(candidates.max()) - n * float(possible.std())
+    return candidates.take(np.flatnonzero(candidates.logits >= np.float32(lowest)), candidates.descending)
+
+
+def xtc(candidates: Candidates, threshold: float) -> Candidates:
+    """Excludes top choices: of the tokens at least as likely as the threshold, only the least likely one stays."""
+    if len(candidates) < 2:
+        return candidates
+    weights = candidates.weights()
+    tops = np.flatnonzero(weights >= np.float32(threshold) * weights.sum(dtype=np.float64))
+    if len(tops) < 2:
+        return candidates
+    by_likelihood = tops[smallest(-candidates.logits[tops], len(tops))]
+    kept = np.ones(len(candidates), bool)
+    kept[by_likelihood[:-1]] = False
+    return candidates.take(np.flatnonzero(kept), candidates.descending)
+
+
+def dynamic_temperature(candidates: Candidates, value: float, spread: float, exponent: float) -> Candidates:
+    """Divides the logits by a temperature between value - spread and value + spread: the lower, the surer the model is,
+    by the entropy of the candidates over the largest entropy that so many could have."""
+    if len(candidates) <= 1:
+        return candidates
+    weights = candidates.weights().astype(np.float64)
+    probability = weights[weights > 0] / weights.sum()
+    entropy = -float(np.sum(probability * np.log(probability))) / math.log(len(candidates))
+    lowest = max(0.0, value - spread)
+    return temperature(candidates, lowest + (value + spread - lowest) * max(entropy, 0.0) ** exponent)

@@ -20,6 +20,21 @@ def check_params(params: SamplingParams, n_vocab: int) -> None:
         raise _refusal("repeat_penalty", params.repeat_penalty, "a number above 0 (1 is off)")
     _number("presence_penalty", params.presence_penalty, "a finite number (0 is off)")
     _number("frequency_penalty", params.frequency_penalty, "a finite number (0 is off)")
+    _number("xtc_probability", params.xtc_probability, "a number from 0 (off) to 1", low=0.0, high=1.0)
+    _number("xtc_threshold", params.xtc_threshold, "a number from 0 to 1 (above 0.5 is off)", low=0.0, high=1.0)
+    _number("dry_multiplier", params.dry_multiplier, "a number from 0 (off) up", low=0.0)
+    _number("dry_base", params.dry_base, "a finite number (below 1 is off)")
+    _integer("dry_allowed_length", params.dry_allowed_length, "a whole number from 0 up", low=0)
+    _integer(
+        "dry_penalty_last_n", params.dry_penalty_last_n, "a whole number from -1 (everything) up; 0 is off", low=-1
+    )
+    _check_breakers(params.dry_sequence_breakers)
+    _number("dynatemp_range", params.dynatemp_range, "a number from 0 (off) up", low=0.0)
+    _number("dynatemp_exponent", params.dynatemp_exponent, "a number from 0 up", low=0.0)
+    _number("top_n_sigma", params.top_n_sigma, "a finite number (0 or less is off)")
+    _integer("mirostat", params.mirostat, "0 (off), 1 or 2", low=0, high=2)
+    _number("mirostat_tau", params.mirostat_tau, "a number from 0 up", low=0.0)
+    _number("mirostat_eta", params.mirostat_eta, "a number from 0 up", low=0.0)
     _integer("top_k", params.top_k, "a whole number (0 is off)")
     _integer("repeat_last_n", params.repeat_last_n, "a whole number from -1 (everything) up; 0 is off", low=-1)
     if params.seed is not None:
@@ -46,14 +61,19 @@ def _check_order(samplers: Any) -> None:
         raise RequestError(f"samplers lists a sampler twice: {', '.join(samplers)}.", "Name each at most once.")
 
 
+def _check_breakers(breakers: Any) -> None:
+    if isinstance(breakers, str) or not all(isinstance(text, str) and text for text in breakers):
+        raise _refusal("dry_sequence_breakers", breakers, "a list of texts that are not empty")
+
+
 def _number(name: str, value: Any, wanted: str, low: float = -math.inf, high: float = math.inf) -> float:
     if not _is_number(value) or not math.isfinite(value) or not low <= value <= high:
         raise _refusal(name, value, wanted)
     return float(value)
 
 
-def _integer(name: str, value: Any, wanted: str, low: float = -math.inf) -> None:
-    if not is_integer(value) or value < low:
+def _integer(name: str, value: Any, wanted: str, low: float = -math.inf, high: float = math.inf) -> None:
+    if not is_integer(value) or not low <= value <= high:
         raise _refusal(name, value, wanted)
 
 

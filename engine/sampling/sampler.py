@@ -12,6 +12,8 @@ from engine.api import SamplingParams
 from engine.errors import DeviceError, RequestError
 from engine.sampling import candidates as c
 from engine.sampling.candidates import Candidates
+from engine.sampling.dry import Breakers, Spelling, dry, find_breakers
+from engine.sampling.mirostat import Mirostat
 from engine.sampling.params import check_params
 
 Step = Callable[[Candidates, Sequence[int]], Candidates]
@@ -20,22 +22,35 @@ Step = Callable[[Candidates, Sequence[int]], Candidates]
 class Sampler:
     """Draws tokens: logit bias first, then the chain in the order of `params.samplers`, then a seeded draw.
 
-    At temperature 0 the most likely token is taken, the lowest id of equals; of the chain only bias and penalties
-    run then. Raises RequestError when a setting is invalid.
+    At temperature 0 the most likely token is taken, the lowest id of equals; of the chain only bias, penalties and DRY
+    run then. With mirostat, of the chain only the temperature runs. Raises RequestError when a setting is invalid.
+
+    spelling: the vocabulary, which DRY finds its sequence breakers in; without one there are no breakers.
     """
 
-    def __init__(self, params: SamplingParams, n_vocab: int) -> None:
+    def __init__(self, params: SamplingParams, n_vocab: int, spelling: Spelling | None = None) -> None:
         check_params(params, n_vocab)
         self._n_vocab = n_vocab
         self._random = np.random.default_rng(params.seed)
-        self._greedy = params.temperature == 0
+        self._greedy = params.temperature == 0 and params.dynatemp_range == 0
+        self._mirostat: Mirostat | None = None
         self._bias_ids = np.fromiter(params.logit_bias.keys(), np.int64)
         self._bias = np.fromiter(params.logit_bias.values(), np.float32)
-        described = [_describe(name, params) for name in params.samplers]
-        steps = zip(params.samplers, described, strict=True)
-        active = [(name, text) for name, text in steps if text and (not self._greedy or name == "penalties")]
-        self._chain = [_step(name, params) for name, _ in active]
+        samplers = params.samplers
+        if self._greedy:
+            samplers = tuple(name for name in samplers if name in ("penalties", "dry"))
+        elif params.mirostat:
+            samplers = ("temperature",)
+            self._mirostat = Mirostat(params.mirostat, params.mirostat_tau, params.mirostat_eta, n_vocab)
+        active = [(name, text) for name in samplers if (text := _describe(name, params))]
+        breakers: Breakers = {}
+        if spelling is not None and any(name == "dry" for name, _ in active):
+            breakers = find_breakers(params.dry_sequence_breakers, spelling)
+        self._chain = [self._step(name, params, breakers) for name, _ in active]
         bias = [f"logit_bias {len(self._bias)} tokens"] if len(self._bias) else []
+        if self._mirostat is not None:
+            target = f"mirostat {params.mirostat} tau={params.mirostat_tau:g} eta={params.mirostat_eta:g}"
+            active.append(("mirostat", target))
         last = "greedy" if self._greedy else "draw" if params.seed is None else f"draw seed={params.seed}"
         self._description = [*bias, *(text for _, text in active), last]
 
@@ -62,10 +77,43 @@ class Sampler:
         remaining = Candidates(None, self._biased(logits) if len(self._bias) else logits)
         for step in self._chain:
             remaining = step(remaining, history)
-        return remaining
+        return remaining if self._mirostat is None else self._mirostat.narrow(remaining)
 
     def accept(self, token: int) -> None:
         """Says that this token follows, whoever chose it; what depends on the past moves on."""
+        if self._mirostat is not None:
+            self._mirostat.accept(token)
+
+    def _step(self, name: str, params: SamplingParams, breakers: Breakers) -> Step:
+        p = params
+        dynamic = p.dynatemp_range > 0 and not p.mirostat
+        steps: dict[str, Step] = {
+            "penalties": lambda now, history: c.penalties(
+                now, _last(history, p.repeat_last_n), p.repeat_penalty, p.presence_penalty, p.frequency_penalty
+            ),
+            "dry": lambda now, history: dry(
+                now,
+                _last(history, p.dry_penalty_last_n),
+                p.dry_multiplier,
+                p.dry_base,
+                p.dry_allowed_length,
+                breakers,
+            ),
+            "top_n_sigma": lambda now, history: c.top_n_sigma(now, p.top_n_sigma),
+            "top_k": lambda now, history: c.top_k(now, p.top_k),
+            "typical_p": lambda now, history: c.typical_p(now, p.typical_p),
+            "top_p": lambda now, history: c.top_p(now, p.top_p),
+            "min_p": lambda now, history: c.min_p(now, p.min_p),
+            "xtc": lambda now, history: (
+                c.xtc(now, p.xtc_threshold) if self._random.random() <= p.xtc_probability else now
+            ),
+            "temperature": lambda now, history: (
+                c.dynamic_temperature(now, p.temperature, p.dynatemp_range, p.dynatemp_exponent)
+                if dynamic
+                else c.temperature(now, p.temperature)
+            ),
+        }
+        return steps[name]
 
     def _biased(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         logits = logits.copy()
@@ -84,6 +132,10 @@ class Sampler:
         # rounding may put the product onto the last sum; its first place is the last token that is possible
         place = min(place, np.searchsorted(sums, sums[-1]))
         return int(place if remaining.ids is None else remaining.ids[place])
+
+
+def _last(history: Sequence[int], n: int) -> Sequence[int]:
+    return history if n < 0 else history[-n:] if n else ()
 
 
 def _check_finite(logits: NDArray[np.float32]) -> None:
@@ -115,25 +167,26 @@ def _describe(name: str, params: SamplingParams) -> str:
             return f"top_p {params.top_p:g}" if params.top_p < 1 else ""
         case "min_p":
             return f"min_p {params.min_p:g}" if params.min_p > 0 else ""
+        case "dry":
+            p = params
+            if p.dry_multiplier == 0 or p.dry_base < 1 or p.dry_penalty_last_n == 0:
+                return ""
+            return (
+                f"dry multiplier={p.dry_multiplier:g} base={p.dry_base:g} allowed={p.dry_allowed_length} "
+                f"last={p.dry_penalty_last_n}"
+            )
+        case "top_n_sigma":
+            return f"top_n_sigma {params.top_n_sigma:g}" if params.top_n_sigma > 0 else ""
+        case "xtc":
+            p = params
+            if p.xtc_probability == 0 or p.xtc_threshold > 0.5:
+                return ""
+            return f"xtc probability={p.xtc_probability:g} threshold={p.xtc_threshold:g}"
         case _:
-            return f"temperature {params.temperature:g}" if params.temperature != 1 else ""
-
-
-def _step(name: str, params: SamplingParams) -> Step:
-    p = params
-    last = p.repeat_last_n
-
-    def window(history: Sequence[int]) -> Sequence[int]:
-        return history if last < 0 else history[-last:]
-
-    steps: dict[str, Step] = {
-        "penalties": lambda now, history: c.penalties(
-            now, window(history), p.repeat_penalty, p.presence_penalty, p.frequency_penalty
-        ),
-        "top_k": lambda now, history: c.top_k(now, p.top_k),
-        "typical_p": lambda now, history: c.typical_p(now, p.typical_p),
-        "top_p": lambda now, history: c.top_p(now, p.top_p),
-        "min_p": lambda now, history: c.min_p(now, p.min_p),
-        "temperature": lambda now, history: c.temperature(now, p.temperature),
-    }
-    return steps[name]
+            p = params
+            if p.dynatemp_range > 0 and not p.mirostat:
+                return (
+                    f"temperature {max(0.0, p.temperature - p.dynatemp_range):g} to "
+                    f"{p.temperature + p.dynatemp_range:g} exponent={p.dynatemp_exponent:g}"
+                )
+            return f"temperature {p.temperature:g}" if p.temperature != 1 else ""
