@@ -12,6 +12,9 @@ from engine.sampling.params import is_integer
 from engine.tokenizer import Tokenizer
 
 
+MOST_LOGPROBS = 1000
+
+
 def check_request(request: GenerateRequest) -> None:
     """Raises RequestError when the request contradicts itself; what depends on the model is checked elsewhere."""
     given = [name for name in ("prompt", "prompt_tokens", "messages") if getattr(request, name) is not None]
@@ -23,6 +26,12 @@ def check_request(request: GenerateRequest) -> None:
     limit: Any = request.max_tokens
     if limit is not None and (not (is_integer(limit) and limit >= 1)):
         raise RequestError(f"max_tokens is {limit!r}, but it has to be a whole number from 1 up.", "Or leave it out.")
+    alternatives: Any = request.logprobs
+    if not (is_integer(alternatives) and 0 <= alternatives <= MOST_LOGPROBS):
+        raise RequestError(
+            f"logprobs is {alternatives!r}, but it has to be a whole number from 0 to {MOST_LOGPROBS}: so many "
+            "alternatives are named with each token."
+        )
     stop: Any = request.stop
     if isinstance(stop, str) or not all(isinstance(text, str) and text for text in stop):
         raise RequestError(f"stop is {stop!r}, but it has to be a list of texts that are not empty.")

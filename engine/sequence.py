@@ -51,6 +51,7 @@ class Sequence:
         stream: Stream,
         submitted: float,
         adapter_key: Key = b"",
+        logprobs: int = 0,
     ) -> None:
         self.tokens = prompt
         self.n_prompt = len(prompt)
@@ -62,6 +63,7 @@ class Sequence:
         self.block_keys: list[Key] = []
         self.adapter_key = adapter_key
         self.sampler = sampler
+        self.logprobs = logprobs
         self.stream = stream
         self._text = text
         self._limits = limits

@@ -25,7 +25,7 @@ from engine.batch import LoadedModel
 from engine.chat_template import PLAIN_CHAT_TEMPLATE, ChatTemplate
 from engine.errors import DeviceError, OutOfMemoryError, RealmError
 from engine.request import check_request, prompt_tokens
-from engine.sampling import Sampler
+from engine.sampling import Sampler, log_probabilities
 from engine.scheduler import Scheduler, Step
 from engine.sequence import Limits, Meter, Sequence
 from engine.stream import Stream
@@ -66,7 +66,7 @@ class Serving:
     def add(self, stream: Stream, request: GenerateRequest, submitted: float) -> None:
         """Queues a request. Raises a RealmError when something is wrong with it."""
         check_request(request)
-        sampler = Sampler(request.sampling, self._n_vocab)
+        sampler = Sampler(request.sampling, self._n_vocab, self.tokenizer)
         template = self.plain_template if request.plain_template else self.template
         tokens = prompt_tokens(request, self.tokenizer, template, self._n_vocab)
         # a request that ignores end tokens takes them for text like any other, so that its text spells all its tokens
@@ -82,6 +82,7 @@ class Serving:
                 limits=Limits(request.max_tokens, end_tokens),
                 stream=stream,
                 submitted=submitted,
+                logprobs=request.logprobs,
             )
         )
 
@@ -145,11 +146,16 @@ class Serving:
 
     def _continue(self, sequence: Sequence, logits: NDArray[np.float32]) -> None:
         try:
-            token = sequence.sampler.sample(logits[: self._n_vocab], sequence.tokens)
+            logits = logits[: self._n_vocab]
+            token = sequence.sampler.sample(logits, sequence.tokens)
             now = perf_counter()
             text, reason = sequence.append(token, now)
             self.figures = sequence.figures(self._meter, now)
-            sequence.stream.put(Token(token, text, self.figures))
+            event = Token(token, text, self.figures)
+            if sequence.logprobs:
+                logprob, alternatives = log_probabilities(logits, token, sequence.logprobs)
+                event = dataclasses.replace(event, logprob=logprob, alternatives=alternatives)
+            sequence.stream.put(event)
             if reason is not None:
                 self._finish(sequence, reason)
         except RealmError as error:

@@ -15,22 +15,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Answer:
-    """A finished answer. `tokens` are those generated, without the end token."""
+    """A finished answer. `tokens` are those generated, without the end token; `logprobs`, where asked for, says of each
+    of them (and of the end token behind them) how likely it was, and which were likeliest."""
 
     tokens: list[int]
     text: str
     prompt_tokens: int
     reason: StopReason
     figures: Figures
+    logprobs: list[dict[str, Any]] | None = None
 
     def as_json(self) -> dict[str, Any]:
-        return {
+        answer = {
             "tokens": self.tokens,
             "text": self.text,
             "prompt_tokens": self.prompt_tokens,
             "stop_reason": self.reason.value,
             "timings": asdict(self.figures),
         }
+        if self.logprobs is not None:
+            answer["logprobs"] = self.logprobs
+        return answer
+
+
+def _logprob(event: Token) -> dict[str, Any]:
+    likeliest = [{"token": other.token, "logprob": other.logprob} for other in event.alternatives]
+    return {"token": event.token, "logprob": event.logprob, "top": likeliest}
 
 
 def answer_request(engine: Engine, request: GenerateRequest, on_text: Callable[[str], None] | None = None) -> Answer:
@@ -41,6 +51,7 @@ def answer_request(engine: Engine, request: GenerateRequest, on_text: Callable[[
     stream = engine.submit(request)
     tokens: list[int] = []
     pieces: list[str] = []
+    logprobs: list[dict[str, Any]] | None = [] if request.logprobs else None
     prompt_tokens = 0
 
     def add(text: str) -> None:
@@ -57,12 +68,14 @@ def answer_request(engine: Engine, request: GenerateRequest, on_text: Callable[[
                         prompt_tokens = event.prompt_tokens
                     case Token():
                         tokens.append(event.token)
+                        if logprobs is not None:
+                            logprobs.append(_logprob(event))
                         add(event.text)
                     case Finished():
                         add(event.text)
                         if event.reason is StopReason.EOS and tokens:
                             tokens.pop()  # the token that ended the answer is not part of it
-                        return Answer(tokens, "".join(pieces), prompt_tokens, event.reason, event.figures)
+                        return Answer(tokens, "".join(pieces), prompt_tokens, event.reason, event.figures, logprobs)
                     case Failed():
                         raise event.error
     except BaseException:

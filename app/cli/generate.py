@@ -36,6 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device_arguments(parser)
     add_sampling_arguments(parser)
     parser.add_argument(
+        "--logprobs",
+        type=int,
+        metavar="N",
+        default=argparse.SUPPRESS,
+        help="with --json: for each token its log probability and the N likeliest tokens with theirs",
+    )
+    parser.add_argument(
         "--jsonl",
         action="store_true",
         help="an object per line in, with prompt, prompt_tokens or messages and the settings under the same names "
@@ -58,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
         request = None
     else:
         request = generate_request(options)
+        if request.logprobs and not args.json:
+            raise RequestError("--logprobs says something in JSON only.", "Give --json too.")
     chats = "messages" in options
     context = args.context_length
     if context is None and request is not None and request.prompt_tokens is not None and request.max_tokens is not None:

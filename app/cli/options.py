@@ -25,9 +25,21 @@ _NUMBERS: dict[str, tuple[tuple[str, ...], type, str, str]] = {
     "repeat_last_n": ((), int, "N", "how many recent tokens the penalties look at; 0 none, -1 the whole context"),
     "presence_penalty": ((), float, "X", "subtract X from the logits of recent tokens"),
     "frequency_penalty": ((), float, "X", "subtract X from a token's logit for each recent use"),
+    "xtc_probability": ((), float, "P", "how often XTC drops the likeliest tokens; 0 turns it off"),
+    "xtc_threshold": ((), float, "P", "what XTC calls likely; above 0.5 turns it off"),
+    "dry_multiplier": ((), float, "X", "how strongly DRY holds back repetitions; 0 turns it off"),
+    "dry_base": ((), float, "X", "how fast that grows with the length of the repetition"),
+    "dry_allowed_length": ((), int, "N", "repetitions that are shorter are not held back"),
+    "dry_penalty_last_n": ((), int, "N", "how many recent tokens DRY looks at; 0 none, -1 the whole context"),
+    "dynatemp_range": ((), float, "X", "let the temperature move by this much with the entropy; 0 turns it off"),
+    "dynatemp_exponent": (("--dynatemp-exp",), float, "X", "how that range is bent"),
+    "top_n_sigma": (("--top-nsigma",), float, "X", "keep logits X standard deviations below the largest; -1 keeps all"),
+    "mirostat": ((), int, "N", "1 or 2 keeps the surprise of the text constant; 0 turns it off"),
+    "mirostat_tau": (("--mirostat-ent",), float, "X", "that surprise, in bits"),
+    "mirostat_eta": (("--mirostat-lr",), float, "X", "how fast mirostat learns"),
     "seed": (("-s",), int, "S", "the same seed gives the same answer; -1 draws one"),
 }
-_REQUEST_OPTIONS = ("prompt", "prompt_tokens", "messages", "max_tokens", "stop", "ignore_eos", "plain_template")
+_REQUEST_OPTIONS = ("prompt", "prompt_tokens", "messages", "max_tokens", "stop", "ignore_eos", "plain_template", "logprobs")
 REQUEST_NAMES = frozenset((*_REQUEST_OPTIONS, *(field.name for field in fields(SamplingParams))))
 
 
@@ -87,6 +99,15 @@ def add_sampling_arguments(parser: argparse.ArgumentParser, *, ignore_eos: bool 
         help="add X to the logit of a token, 15043+1 or 15043-1 (repeatable)",
     )
     group.add_argument(
+        "--dry-sequence-breaker",
+        dest="dry_sequence_breakers",
+        action="append",
+        metavar="TEXT",
+        default=argparse.SUPPRESS,
+        help="DRY does not look for repetitions across this text (repeatable; default: line end, colon, quote and "
+        "asterisk, which the first one given replaces; none: no text)",
+    )
+    group.add_argument(
         "--samplers",
         metavar="A;B;...",
         default=argparse.SUPPRESS,
@@ -126,6 +147,8 @@ def sampling_params(options: Mapping[str, Any], base: SamplingParams = NEUTRAL) 
         values["seed"] = None
     if "logit_bias" in options:
         values["logit_bias"] = _logit_bias(options["logit_bias"])
+    if "dry_sequence_breakers" in options:
+        values["dry_sequence_breakers"] = _breakers(options["dry_sequence_breakers"])
     if "samplers" in options:
         values["samplers"] = _samplers(options["samplers"])
     return replace(base, **values)
@@ -159,6 +182,7 @@ def generate_request(options: Mapping[str, Any]) -> GenerateRequest:
         stop=stop_strings(options),
         ignore_eos=_flag("ignore_eos", options.get("ignore_eos", False)),
         plain_template=_flag("plain_template", options.get("plain_template", False)),
+        logprobs=_number("logprobs", options.get("logprobs", 0), int),
     )
 
 
@@ -203,6 +227,12 @@ def _logit_bias(value: Any) -> dict[int, float]:
 def _split_bias(item: Any) -> tuple[str, str]:
     match = re.fullmatch(r"\s*(\d+)\s*([+-].+)", str(item))
     return (match[1], match[2]) if match else (str(item), "")
+
+
+def _breakers(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(text, str) for text in value):
+        raise RequestError("dry_sequence_breakers has to be an array of texts.")
+    return tuple(text for text in value if text not in ("", "none"))
 
 
 def _samplers(value: Any) -> tuple[str, ...]:

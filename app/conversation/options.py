@@ -7,9 +7,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from engine.api import SamplingParams
+from engine.api import DEFAULT_SAMPLERS, SamplingParams
 from engine.errors import RequestError
 from engine.sampling.params import check_params, is_integer
+
+
+# The default order of chats that were stored before there were more samplers.
+_FIRST_DEFAULT_SAMPLERS = ("penalties", "top_k", "typical_p", "top_p", "min_p", "temperature")
 
 
 @dataclass(frozen=True)
@@ -76,10 +80,10 @@ class ChatOptions:
 def _decoded(name: str, value: Any) -> Any:
     if name == "logit_bias":
         return {int(token): float(bias) for token, bias in value.items()}
-    if name in ("samplers", "stop"):
+    if name in ("samplers", "stop", "dry_sequence_breakers"):
         if isinstance(value, str) or not all(isinstance(item, str) for item in value):
             raise TypeError(name)
-        return tuple(value)
+        return DEFAULT_SAMPLERS if tuple(value) == _FIRST_DEFAULT_SAMPLERS else tuple(value)
     if name == "system_prompt" and not isinstance(value, str):
         raise TypeError(name)
     if name == "plain_template" and not isinstance(value, bool):

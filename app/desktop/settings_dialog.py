@@ -33,10 +33,13 @@ from engine.api import DeviceInfo, SamplingParams
 CONTEXT_CHOICES = (1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 SAMPLER_NAMES = {
     "penalties": "Penalties",
+    "dry": "DRY",
+    "top_n_sigma": "Top-n-sigma",
     "top_k": "Top-k",
     "typical_p": "Typical",
     "top_p": "Top-p",
     "min_p": "Min-p",
+    "xtc": "XTC",
     "temperature": "Temperature",
 }
 
@@ -283,6 +286,9 @@ class SettingsDialog(QDialog):
         off = {
             "penalties": sampling.repeat_last_n == 0
             or (sampling.repeat_penalty == 1 and not sampling.presence_penalty and not sampling.frequency_penalty),
+            "dry": sampling.dry_multiplier == 0,
+            "top_n_sigma": sampling.top_n_sigma <= 0 or greedy,
+            "xtc": sampling.xtc_probability == 0 or greedy,
             "top_k": sampling.top_k <= 0 or greedy,
             "typical_p": sampling.typical_p >= 1 or greedy,
             "top_p": sampling.top_p >= 1 or greedy,

@@ -73,3 +73,14 @@ def test_what_is_no_options_gives_the_defaults(stored: object) -> None:
 def test_values_without_a_meaning_are_refused(bad: ChatOptions) -> None:
     with pytest.raises(RequestError):
         bad.check()
+
+
+def test_a_chat_stored_before_there_were_more_samplers_gets_them() -> None:
+    stored = ChatOptions().as_json()
+    for name in [n for n in stored["sampling"] if n.startswith(("xtc", "dry", "dyna", "miro", "top_n"))]:
+        del stored["sampling"][name]
+    stored["sampling"]["samplers"] = ["penalties", "top_k", "typical_p", "top_p", "min_p", "temperature"]
+    assert ChatOptions.from_json(stored) == ChatOptions()
+
+    stored["sampling"]["samplers"] = ["temperature", "top_k"]  # chosen by somebody
+    assert ChatOptions.from_json(stored).sampling.samplers == ("temperature", "top_k")

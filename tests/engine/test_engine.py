@@ -664,3 +664,26 @@ def test_the_engine_adds_little_to_a_step(start: Start) -> None:
     gaps = np.diff(model.times)
     print(f"median {np.median(gaps) * 1e6:.0f} us, best {gaps.min() * 1e6:.0f} us")
     assert np.median(gaps) < 300e-6
+
+
+def test_log_probabilities_are_those_of_the_raw_logits(start: Start) -> None:
+    engine = start(FakeModel())
+    request = ask(1, 2, 3, n=3, logprobs=4, sampling=SamplingParams(temperature=0, logit_bias={7: 100.0}))
+    tokens = [event for event in engine.submit(request) if isinstance(event, Token)]
+    plain = [event for event in engine.submit(ask(n=3)) if isinstance(event, Token)]
+    history = [1, 2, 3]
+    for event in tokens:
+        values = hashed_logits(tuple(history)).astype(np.float64)
+        expected = values - np.log(np.exp(values).sum())
+        assert event.token == 7  # through the bias, which the log probabilities do not see
+        assert event.logprob == pytest.approx(expected[7], abs=1e-5)
+        order = np.argsort(-expected)[:4]
+        assert [other.token for other in event.alternatives] == order.tolist()
+        assert [other.logprob for other in event.alternatives] == pytest.approx(expected[order], abs=1e-5)
+        history.append(event.token)
+    assert all(event.logprob is None and not event.alternatives for event in plain)
+
+
+@pytest.mark.parametrize("bad", [-1, True, 1.5, 10**6])
+def test_an_invalid_number_of_alternatives_is_refused(start: Start, bad: Any) -> None:
+    assert "logprobs" in str(error_of(start(FakeModel()).submit(ask(logprobs=bad))))
