@@ -39,7 +39,16 @@ _NUMBERS: dict[str, tuple[tuple[str, ...], type, str, str]] = {
     "mirostat_eta": (("--mirostat-lr",), float, "X", "how fast mirostat learns"),
     "seed": (("-s",), int, "S", "the same seed gives the same answer; -1 draws one"),
 }
-_REQUEST_OPTIONS = ("prompt", "prompt_tokens", "messages", "max_tokens", "stop", "ignore_eos", "plain_template", "logprobs")
+_REQUEST_OPTIONS = (
+    "prompt",
+    "prompt_tokens",
+    "messages",
+    "max_tokens",
+    "stop",
+    "ignore_eos",
+    "plain_template",
+    "logprobs",
+)
 REQUEST_NAMES = frozenset((*_REQUEST_OPTIONS, *(field.name for field in fields(SamplingParams))))
 
 

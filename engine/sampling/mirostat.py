@@ -1,4 +1,4 @@
-"""Mirostat: the surprise of the text is kept near a target (Basu et al. 2021). As llama.cpp's src/llama-sampling.cpp."""
+"""Mirostat: the surprise of the text is kept near a target (Basu et al. 2021). Definitions are llama.cpp's."""
 
 from __future__ import annotations
 
