@@ -11,7 +11,6 @@ from engine.errors import RequestError
 from engine.sampling.params import is_integer
 from engine.tokenizer import Tokenizer
 
-
 MOST_LOGPROBS = 1000
 
 

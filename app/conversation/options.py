@@ -11,7 +11,6 @@ from engine.api import DEFAULT_SAMPLERS, SamplingParams
 from engine.errors import RequestError
 from engine.sampling.params import check_params, is_integer
 
-
 # The default order of chats that were stored before there were more samplers.
 _FIRST_DEFAULT_SAMPLERS = ("penalties", "top_k", "typical_p", "top_p", "min_p", "temperature")
 
