@@ -55,8 +55,8 @@ class Preferences:
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repeat_penalty", "repeat_last_n",
              "presence_penalty", "frequency_penalty", "xtc_probability", "xtc_threshold", "dry_multiplier", "dry_base",
-             "dry_allowed_length", "dry_penalty_last_n", "dynatemp_range", "dynatemp_exponent", "top_n_sigma", "mirostat",
-             "mirostat_tau", "mirostat_eta", "seed")  # fmt: skip
+             "dry_allowed_length", "dry_penalty_last_n", "dynatemp_range", "dynatemp_exponent", "top_n_sigma",
+             "mirostat", "mirostat_tau", "mirostat_eta", "seed")  # fmt: skip
 
 
 def options_to_json(options: ChatOptions) -> dict[str, Any]:
