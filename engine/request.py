@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
-from engine.api import GenerateRequest
+from engine.api import DraftKind, DraftOptions, GenerateRequest
 from engine.chat_template import ChatTemplate, render_chat_tokens
 from engine.errors import RequestError
 from engine.sampling.params import is_integer
@@ -34,6 +35,27 @@ def check_request(request: GenerateRequest) -> None:
     stop: Any = request.stop
     if isinstance(stop, str) or not all(isinstance(text, str) and text for text in stop):
         raise RequestError(f"stop is {stop!r}, but it has to be a list of texts that are not empty.")
+    if request.draft is not None:
+        _check_draft_options(request.draft)
+
+
+MAX_DRAFT_TOKENS = 64
+"""The longest guess of one step."""
+
+
+def _check_draft_options(draft: Any) -> None:
+    if not isinstance(draft, DraftOptions) or not isinstance(draft.kind, DraftKind):
+        raise RequestError(f"draft is {draft!r:.80}, but it has to be draft options of a known kind.")
+    for name in ("draft_k", "max_draft_tokens"):
+        value: Any = getattr(draft, name)
+        if not (is_integer(value) and 1 <= value <= MAX_DRAFT_TOKENS):
+            raise RequestError(
+                f"{name} is {value!r}, but it has to be a whole number from 1 to {MAX_DRAFT_TOKENS}.",
+                "To guess nothing, leave drafting out.",
+            )
+    low: Any = draft.min_probability
+    if isinstance(low, bool) or not isinstance(low, Real) or not 0 <= low <= 1:
+        raise RequestError(f"min_probability is {low!r}, but it has to be a number from 0 to 1.")
 
 
 def prompt_tokens(request: GenerateRequest, tokenizer: Tokenizer, template: ChatTemplate, n_vocab: int) -> list[int]:

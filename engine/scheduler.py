@@ -15,16 +15,21 @@ from engine.sequence import Sequence
 
 @dataclass(frozen=True)
 class Rows:
-    """The next `count` tokens of a sequence; `samples` when they are its last, so that a new one can be sampled."""
+    """The next `count` tokens of a sequence; `samples` when they are its last, so that a new one can be sampled.
+
+    guesses: tokens that may follow them; they and the last token before them have logits.
+    """
 
     sequence: Sequence
     count: int
     samples: bool
+    guesses: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Step:
-    """rows: in the order of the batch. The logits that come back belong to the rows that sample, in this order."""
+    """rows: in the order of the batch. The logits that come back belong to the rows that sample, in this order:
+    one for each sequence and one for each of its guesses."""
 
     batch: Batch
     rows: list[Rows]
@@ -73,8 +78,8 @@ class Scheduler:
 
     def schedule(self) -> Step | None:
         """The next step, or None when there is nothing to do."""
-        rows = self._decodes()
-        room = self._max_rows - len(rows)
+        rows = self._with_guesses(self._decodes())
+        room = self._max_rows - sum(part.count + len(part.guesses) for part in rows)
         for sequence in self.running:
             if sequence.n_pending > 1 and room > 0:
                 rows.append(_next_rows(sequence, room))
@@ -87,13 +92,30 @@ class Scheduler:
     def advance(self, step: Step) -> None:
         """After the forward pass: the step's tokens are in the cache, and full blocks may be shared."""
         for rows in step.rows:
-            sequence, keys = rows.sequence, rows.sequence.block_keys
-            sequence.n_computed += rows.count
-            while (len(keys) + 1) * KV_BLOCK <= sequence.n_computed:
-                start = len(keys) * KV_BLOCK
-                previous = keys[-1] if keys else sequence.adapter_key
-                keys.append(chain_key(previous, sequence.tokens[start : start + KV_BLOCK]))
-                self.blocks.remember(sequence.blocks[len(keys) - 1], keys[-1])
+            rows.sequence.n_computed += rows.count
+            self._remember_full(rows.sequence)
+
+    def keep_guess(self, sequence: Sequence) -> None:
+        """The sequence's newest token was a guess of the last step: its keys and values are in the cache."""
+        sequence.n_computed += 1
+        self._remember_full(sequence)
+
+    def drop_guesses(self, sequence: Sequence) -> None:
+        """Gives back the blocks that only held guesses; what they wrote elsewhere is overwritten by what follows."""
+        kept = n_blocks_for(len(sequence.tokens))
+        surplus = sequence.blocks[kept:]
+        if surplus:
+            self.blocks.release(surplus)
+            del sequence.blocks[kept:]
+            sequence.block_table[kept:] = 0
+
+    def _remember_full(self, sequence: Sequence) -> None:
+        keys = sequence.block_keys
+        while (len(keys) + 1) * KV_BLOCK <= sequence.n_computed:
+            start = len(keys) * KV_BLOCK
+            previous = keys[-1] if keys else sequence.adapter_key
+            keys.append(chain_key(previous, sequence.tokens[start : start + KV_BLOCK]))
+            self.blocks.remember(sequence.blocks[len(keys) - 1], keys[-1])
 
     def _decodes(self) -> list[Rows]:
         return [
@@ -101,6 +123,22 @@ class Scheduler:
             for sequence in list(self.running)
             if sequence.n_pending == 1 and sequence.blocks and self._grow(sequence)
         ]
+
+    def _with_guesses(self, rows: list[Rows]) -> list[Rows]:
+        """Adds the sequences' guesses where rows and blocks are left over for them."""
+        room = self._max_rows - len(rows)
+        out = []
+        for part in rows:
+            sequence, guess = part.sequence, part.sequence.guess
+            if guess is not None:
+                wanted = n_blocks_for(len(sequence.tokens) + min(len(guess.tokens), room)) - len(sequence.blocks)
+                if 0 < wanted <= self.blocks.free:
+                    self._give(sequence, self.blocks.allocate(wanted))
+                guess.cut(min(room, len(sequence.blocks) * KV_BLOCK - len(sequence.tokens)))
+                room -= len(guess.tokens)
+                part = Rows(sequence, 1, True, tuple(guess.tokens))
+            out.append(part)
+        return out
 
     def _grow(self, sequence: Sequence) -> bool:
         """Makes room for the sequence's last token; False when the sequence itself had to give way."""
@@ -147,6 +185,7 @@ class Scheduler:
 
     def _release(self, sequence: Sequence) -> None:
         self.blocks.release(sequence.blocks)
+        sequence.guess = None
         sequence.blocks = []
         sequence.block_table[:] = 0
         sequence.block_keys = []
@@ -164,12 +203,14 @@ def _batch(rows: list[Rows]) -> Batch:
     sequences: list[int] = []
     logit_rows: list[int] = []
     for index, part in enumerate(rows):
-        start, stop = part.sequence.n_computed, part.sequence.n_computed + part.count
-        tokens += part.sequence.tokens[start:stop]
-        positions += range(start, stop)
-        sequences += [index] * part.count
+        count = part.count + len(part.guesses)
+        start = part.sequence.n_computed
+        tokens += part.sequence.tokens[start : start + part.count]
+        tokens += part.guesses
+        positions += range(start, start + count)
+        sequences += [index] * count
         if part.samples:
-            logit_rows.append(len(tokens) - 1)
+            logit_rows += range(len(tokens) - len(part.guesses) - 1, len(tokens))
     return Batch(
         tokens=np.array(tokens, np.int32),
         positions=np.array(positions, np.int32),

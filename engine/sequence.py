@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from engine.answer_text import AnswerText
 from engine.api import Figures, StopReason
+from engine.drafts.drafting import Drafting
+from engine.drafts.guess import Guess
 from engine.kv import Key
 from engine.sampling import Sampler
 from engine.stream import Stream
@@ -37,6 +39,7 @@ class Sequence:
     tokens: prompt and answer so far. n_computed: how many of them have their keys and values in `blocks`.
     block_table: int32 [max_blocks], `blocks` padded with 0, as `Batch` wants it.
     block_keys: content keys of the full computed blocks.
+    drafting: how its next tokens are guessed, where they are. guess: what the next step checks.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class Sequence:
         submitted: float,
         adapter_key: Key = b"",
         logprobs: int = 0,
+        drafting: Drafting | None = None,
     ) -> None:
         self.tokens = prompt
         self.n_prompt = len(prompt)
@@ -65,6 +69,8 @@ class Sequence:
         self.sampler = sampler
         self.logprobs = logprobs
         self.stream = stream
+        self.drafting = drafting
+        self.guess: Guess | None = None
         self._text = text
         self._limits = limits
         self._submitted = submitted
@@ -80,6 +86,13 @@ class Sequence:
     def n_pending(self) -> int:
         """Tokens that still have to go through the model before the next one can be sampled."""
         return len(self.tokens) - self.n_computed
+
+    @property
+    def guess_room(self) -> int:
+        """How many guesses can become part of the answer: one more token always follows them."""
+        room = self.context_length - len(self.tokens) - 1
+        most = self._limits.max_tokens
+        return max(room if most is None else min(room, most - self.n_generated - 1), 0)
 
     @property
     def started(self) -> bool:
@@ -139,4 +152,8 @@ class Sequence:
             decode_bandwidth_share=share,
             context_used=len(self.tokens),
             context_length=self.context_length,
+            drafted_tokens=self.drafting.drafted if self.drafting else 0,
+            accepted_tokens=self.drafting.accepted if self.drafting else 0,
+            draft_gain=self.drafting.gain if self.drafting else None,
+            drafting_paused=self.drafting.paused if self.drafting else False,
         )

@@ -23,7 +23,10 @@ from engine.api import (
 )
 from engine.batch import LoadedModel
 from engine.chat_template import PLAIN_CHAT_TEMPLATE, ChatTemplate
-from engine.errors import DeviceError, OutOfMemoryError, RealmError
+from engine.drafts.drafting import Drafting
+from engine.drafts.guess import Guess, judge
+from engine.drafts.speculation import Speculation
+from engine.errors import DeviceError, OutOfMemoryError, RealmError, RequestError
 from engine.request import check_request, prompt_tokens
 from engine.sampling import Sampler, log_probabilities
 from engine.scheduler import Scheduler, Step
@@ -49,6 +52,7 @@ class Serving:
         # the output may be padded with rows that are no tokens; those are never drawn
         self._n_vocab = min(model.n_vocab, tokenizer.n_vocab)
         self.info = dataclasses.replace(info, context_length=self._scheduler.context_length)
+        self.speculation = Speculation()
         self.figures: Figures | None = None
 
     @property
@@ -66,6 +70,7 @@ class Serving:
     def add(self, stream: Stream, request: GenerateRequest, submitted: float) -> None:
         """Queues a request. Raises a RealmError when something is wrong with it."""
         check_request(request)
+        drafting = self._drafting(request)
         sampler = Sampler(request.sampling, self._n_vocab, self.tokenizer)
         template = self.plain_template if request.plain_template else self.template
         tokens = prompt_tokens(request, self.tokenizer, template, self._n_vocab)
@@ -83,28 +88,50 @@ class Serving:
                 stream=stream,
                 submitted=submitted,
                 logprobs=request.logprobs,
+                drafting=drafting,
             )
         )
+
+    def _drafting(self, request: GenerateRequest) -> Drafting | None:
+        options = request.draft
+        if options is None:
+            return None
+        if not self.speculation.has(options.kind):
+            raise RequestError(
+                "The request asks for guesses of a draft model, but none is loaded.",
+                "Load one that fits this model, or guess from the text itself (n-gram).",
+            )
+        return Drafting(options, request.sampling)
 
     def step(self) -> None:
         """One forward pass and what follows from it. Raises DeviceError when the device failed."""
         self._end_cancelled()
+        self.speculation.propose([s for s in self._scheduler.running if s.n_generated and s.n_pending == 1])
         step = self._scheduler.schedule()
         if step is None:
             return
         self._announce(step)
+        began = perf_counter()
         logits = self._forward(step)
         if logits is None:
             return
+        computed = perf_counter()
+        only_decodes = all(rows.samples and rows.count == 1 for rows in step.rows)
         self._scheduler.advance(step)
         row = 0
+        new: list[tuple[Sequence, int]] = []
         for rows in step.rows:
             sequence = rows.sequence
             if not sequence.n_generated:
                 sequence.stream.put(PrefillProgress(sequence.n_computed, sequence.n_prompt))
             if rows.samples:
-                self._continue(sequence, logits[row])
-                row += 1
+                before, wanted = len(sequence.tokens), 1 + len(rows.guesses)
+                self._continue(sequence, logits[row : row + wanted])
+                new.append((sequence, len(sequence.tokens) - before))
+                row += wanted
+        if only_decodes:
+            times = computed - began, perf_counter() - computed
+            self.speculation.measured(len(step.rows), len(step.batch.tokens), *times, new)
 
     def suspend_all(self) -> None:
         self._scheduler.suspend_all()
@@ -145,19 +172,20 @@ class Serving:
         return None
 
     def _continue(self, sequence: Sequence, logits: NDArray[np.float32]) -> None:
+        """Chooses the next tokens of a sequence from the logits [1 + guesses, n_vocab] of its last token and of the
+        guesses that the step checked: as many as these turn out to be right, and one more."""
+        guess = sequence.guess or Guess()
         try:
-            logits = logits[: self._n_vocab]
-            token = sequence.sampler.sample(logits, sequence.tokens)
-            now = perf_counter()
-            text, reason = sequence.append(token, now)
-            self.figures = sequence.figures(self._meter, now)
-            event = Token(token, text, self.figures)
-            if sequence.logprobs:
-                logprob, alternatives = log_probabilities(logits, token, sequence.logprobs)
-                event = dataclasses.replace(event, logprob=logprob, alternatives=alternatives)
-            sequence.stream.put(event)
-            if reason is not None:
-                self._finish(sequence, reason)
+            for place, row in enumerate(logits):
+                guessed = place < len(logits) - 1
+                reason, accepted = self._next_token(sequence, row, guess, place if guessed else None)
+                if reason is not None:
+                    self._finish(sequence, reason)
+                    return
+                if not accepted:
+                    break
+            if guess.tokens:
+                self._scheduler.drop_guesses(sequence)
         except RealmError as error:
             self._fail(sequence, error)
             if isinstance(error, DeviceError):
@@ -166,11 +194,44 @@ class Serving:
             log.exception("A request failed")
             self._fail(sequence, RealmError(f"This answer broke off ({type(failure).__name__}: {failure})."))
 
+    def _next_token(
+        self, sequence: Sequence, logits: NDArray[np.float32], guess: Guess, place: int | None
+    ) -> tuple[StopReason | None, bool]:
+        """Adds a token and hands it out. place: of the guess that is checked, None where there is none. Returns why the
+        answer ends, and whether the guess was right."""
+        sampler = sequence.sampler
+        logits = logits[: self._n_vocab]
+        candidates = sampler.candidates(logits, sequence.tokens)
+        accepted = False
+        if place is None:
+            token = sampler.draw(candidates)
+        else:
+            assert sequence.drafting is not None
+            drawn_from = guess.distributions[place] if guess.distributions else None
+            token = judge(sampler, candidates, guess.tokens[place], drawn_from, sequence.drafting.uniform)
+            accepted = token == guess.tokens[place]
+        sampler.accept(token)
+        now = perf_counter()
+        text, reason = sequence.append(token, now)
+        if place is not None:
+            self.speculation.judged(sequence, guess.confidences[place], accepted)
+            if accepted:
+                self._scheduler.keep_guess(sequence)
+        self.figures = sequence.figures(self._meter, now)
+        event = Token(token, text, self.figures, accepted)
+        if sequence.logprobs:
+            logprob, alternatives = log_probabilities(logits, token, sequence.logprobs)
+            event = dataclasses.replace(event, logprob=logprob, alternatives=alternatives)
+        sequence.stream.put(event)
+        return reason, accepted
+
     def _finish(self, sequence: Sequence, reason: StopReason) -> None:
         self._scheduler.remove(sequence)
+        self.speculation.forget(sequence)
         self.figures = sequence.figures(self._meter, perf_counter())
         sequence.stream.put(Finished(reason, sequence.finish_text(), self.figures))
 
     def _fail(self, sequence: Sequence, error: RealmError) -> None:
         self._scheduler.remove(sequence)
+        self.speculation.forget(sequence)
         sequence.stream.put(Failed(error))
