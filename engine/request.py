@@ -54,7 +54,7 @@ def _check_draft_options(draft: Any) -> None:
                 "To guess nothing, leave drafting out.",
             )
     low: Any = draft.min_probability
-    if isinstance(low, bool) or not isinstance(low, Real) or not 0 <= low <= 1:
+    if isinstance(low, bool) or not isinstance(low, Real) or not 0 <= float(low) <= 1:
         raise RequestError(f"min_probability is {low!r}, but it has to be a number from 0 to 1.")
 
 

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from engine.api import Finished, GenerateRequest, PrefillProgress, SamplingParams, Started, StopReason, Token
+from engine.api import DraftKind, DraftOptions, Finished, GenerateRequest, PrefillProgress, SamplingParams, Started, StopReason, Token
 from engine.batch import KV_BLOCK
 from engine.serving import Serving
 from engine.stream import Stream
@@ -31,12 +31,15 @@ class Requests(RuleBasedStateMachine):
         self.serving = Serving(bundle.model, bundle.tokenizer, bundle.template, bundle.info)
         self.requests: list[tuple[GenerateRequest, Stream]] = []
 
-    @rule(prompt=prompts, n=st.integers(1, 80), seed=st.none() | st.integers(0, 3), ignore_eos=st.booleans())
-    def join(self, prompt: list[int], n: int, seed: int | None, ignore_eos: bool) -> None:
+    @rule(prompt=prompts, n=st.integers(1, 80), seed=st.none() | st.integers(0, 3), ignore_eos=st.booleans(), guesses=st.integers(0, 9))
+    def join(self, prompt: list[int], n: int, seed: int | None, ignore_eos: bool, guesses: int) -> None:
         if len(prompt) >= self.serving.info.context_length:
             return
         sampling = SamplingParams(temperature=0) if seed is None else SamplingParams(seed=seed)
-        request = GenerateRequest(prompt_tokens=prompt, max_tokens=n, sampling=sampling, ignore_eos=ignore_eos)
+        draft = DraftOptions(DraftKind.NGRAM, draft_k=guesses) if guesses else None
+        request = GenerateRequest(
+            prompt_tokens=prompt, max_tokens=n, sampling=sampling, ignore_eos=ignore_eos, draft=draft
+        )
         stream = Stream()
         assert stream.claim()
         self.serving.add(stream, request, 0.0)
