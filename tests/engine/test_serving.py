@@ -8,7 +8,17 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from engine.api import DraftKind, DraftOptions, Finished, GenerateRequest, PrefillProgress, SamplingParams, Started, StopReason, Token
+from engine.api import (
+    DraftKind,
+    DraftOptions,
+    Finished,
+    GenerateRequest,
+    PrefillProgress,
+    SamplingParams,
+    Started,
+    StopReason,
+    Token,
+)
 from engine.batch import KV_BLOCK
 from engine.serving import Serving
 from engine.stream import Stream
@@ -31,7 +41,13 @@ class Requests(RuleBasedStateMachine):
         self.serving = Serving(bundle.model, bundle.tokenizer, bundle.template, bundle.info)
         self.requests: list[tuple[GenerateRequest, Stream]] = []
 
-    @rule(prompt=prompts, n=st.integers(1, 80), seed=st.none() | st.integers(0, 3), ignore_eos=st.booleans(), guesses=st.integers(0, 9))
+    @rule(
+        prompt=prompts,
+        n=st.integers(1, 80),
+        seed=st.none() | st.integers(0, 3),
+        ignore_eos=st.booleans(),
+        guesses=st.integers(0, 9),
+    )
     def join(self, prompt: list[int], n: int, seed: int | None, ignore_eos: bool, guesses: int) -> None:
         if len(prompt) >= self.serving.info.context_length:
             return
