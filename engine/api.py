@@ -124,6 +124,7 @@ class GenerateRequest:
     prompt: raw text, tokenized with BOS where the model wants one, special tokens not parsed.
     messages: rendered through the model's chat template; what the messages contain never forges special tokens.
     plain_template: render messages through a plain template instead, for a model whose own one fails.
+    answer_so_far: with messages, how the answer begins; what is generated goes on from there and does not repeat it.
     max_tokens: None means until the model stops or the context is full.
     adapters: act together, each with its strength; Engine.set_adapters changes them between two tokens.
     draft: None guesses nothing.
@@ -143,6 +144,7 @@ class GenerateRequest:
     stop: Sequence[str] = ()
     ignore_eos: bool = False
     plain_template: bool = False
+    answer_so_far: str = ""
     adapters: Sequence[AdapterUse] = ()
     draft: DraftOptions | None = None
     context_policy: ContextPolicy = ContextPolicy.STOP

@@ -23,6 +23,8 @@ def check_request(request: GenerateRequest) -> None:
             f"A request has exactly one of prompt, prompt_tokens and messages; this one has "
             f"{' and '.join(given) or 'none of them'}."
         )
+    if request.answer_so_far and request.messages is None:
+        raise RequestError("answer_so_far belongs to messages, and this request has none.", "Add it to the prompt.")
     limit: Any = request.max_tokens
     if limit is not None and (not (is_integer(limit) and limit >= 1)):
         raise RequestError(f"max_tokens is {limit!r}, but it has to be a whole number from 1 up.", "Or leave it out.")
@@ -61,7 +63,7 @@ def _check_draft_options(draft: Any) -> None:
 def prompt_tokens(request: GenerateRequest, tokenizer: Tokenizer, template: ChatTemplate, n_vocab: int) -> list[int]:
     """The prompt of a checked request; at least one token. Raises RequestError, TokenizerError or TemplateError."""
     if request.messages is not None:
-        tokens = message_tokens(request.messages, tokenizer, template)
+        tokens = message_tokens(request.messages, tokenizer, template, request.answer_so_far)
     elif request.prompt is not None:
         tokens = text_tokens(request.prompt, tokenizer)
     else:
@@ -79,13 +81,15 @@ def text_tokens(prompt: str, tokenizer: Tokenizer) -> list[int]:
     return tokenizer.encode(prompt)
 
 
-def message_tokens(messages: Sequence[Any], tokenizer: Tokenizer, template: ChatTemplate) -> list[int]:
+def message_tokens(
+    messages: Sequence[Any], tokenizer: Tokenizer, template: ChatTemplate, answer_so_far: str = ""
+) -> list[int]:
     if isinstance(messages, str) or not messages:
         raise RequestError("messages has to be a list with at least one message.", "Write something.")
     for number, message in enumerate(messages, 1):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise RequestError(f"Message {number} has to be an object with a role, but it is {message!r:.80}.")
-    return render_chat_tokens(template, tokenizer, messages)
+    return render_chat_tokens(template, tokenizer, messages, answer_so_far=answer_so_far)
 
 
 def _checked_ids(ids: Sequence[Any], n_vocab: int) -> list[int]:

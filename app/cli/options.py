@@ -47,6 +47,7 @@ _REQUEST_OPTIONS = (
     "stop",
     "ignore_eos",
     "plain_template",
+    "answer_so_far",
     "logprobs",
 )
 REQUEST_NAMES = frozenset((*_REQUEST_OPTIONS, *(field.name for field in fields(SamplingParams))))
@@ -179,6 +180,9 @@ def generate_request(options: Mapping[str, Any]) -> GenerateRequest:
         if not isinstance(prompt, str):
             raise RequestError("The prompt has to be a text.")
         whole_text(prompt)
+    so_far = options.get("answer_so_far", "")
+    if not isinstance(so_far, str):
+        raise RequestError("answer_so_far has to be a text.")
     ids = options.get("prompt_tokens")
     messages = options.get("messages")
     max_tokens = options.get("max_tokens")
@@ -191,6 +195,7 @@ def generate_request(options: Mapping[str, Any]) -> GenerateRequest:
         stop=stop_strings(options),
         ignore_eos=_flag("ignore_eos", options.get("ignore_eos", False)),
         plain_template=_flag("plain_template", options.get("plain_template", False)),
+        answer_so_far=whole_text(so_far),
         logprobs=_number("logprobs", options.get("logprobs", 0), int),
     )
 

@@ -4,6 +4,7 @@ from app.conversation.conversation import Conversation, Listener
 from app.conversation.engine import AnswerEngine, AnswerStream
 from app.conversation.events import (
     ActionFailed,
+    AdaptersInForce,
     AnswerFailed,
     AnswerFinished,
     AnswerSaved,
@@ -20,10 +21,12 @@ from app.conversation.events import (
     SavingFailed,
     TitleChanged,
 )
-from app.conversation.options import ChatOptions
+from app.conversation.options import AdapterChoice, ChatOptions
 
 __all__ = [
     "ActionFailed",
+    "AdapterChoice",
+    "AdaptersInForce",
     "AnswerEngine",
     "AnswerFailed",
     "AnswerFinished",

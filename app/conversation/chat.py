@@ -6,11 +6,13 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
-from app.conversation.answer import RunningAnswer, unexpected
-from app.conversation.engine import AnswerEngine
+from app.conversation.adapters import RunningAdapters
+from app.conversation.answer import AnswerStart, RunningAnswer, unexpected
+from app.conversation.engine import AdapterEngine, AnswerEngine, AnswerStream
 from app.conversation.events import (
+    AdaptersInForce,
     AnswerFailed,
     AnswerFinished,
     AnswerSaved,
@@ -70,6 +72,7 @@ class Chat:
         self.chat_id = chat_id
         self.options = ChatOptions()
         self.answer: RunningAnswer | None = None
+        self._adapters: RunningAdapters | None = None  # those of the answer that runs
         self.undo_steps: list[_UndoStep] = []
         self._unsaved: list[_Unsaved] = []
         self._saving_failed = False
@@ -131,6 +134,21 @@ class Chat:
         self._emit(MessagesRemoved(removed.message_ids, undoable=True))
         self._request_answer(chat_id, journal, replaced=removed)
 
+    def go_on(self) -> None:
+        """Takes up the last answer where it ended."""
+        self.save_unsaved()
+        chat_id, messages = self._messages()
+        last = messages[-1] if messages else None
+        if last is None or last.role != "assistant" or not last.content:
+            raise RequestError("There is no answer to go on with.", "Send a message, or answer the last one again.")
+        begun = AnswerStart(last.content, stored_drafted(last.figures))
+        with self._store.transaction():
+            removed = self._store.delete_message(last.id)
+            journal = self._store.begin_answer(chat_id, self._model_name())
+        self.undo_steps.append(_UndoStep(removed, journal.message_id))
+        self._emit(MessagesRemoved(removed.message_ids, undoable=True))
+        self._request_answer(chat_id, journal, replaced=removed, begun=begun)
+
     def edit_and_resend(self, message_id: int, text: str) -> None:
         self.save_unsaved()
         chat_id, messages = self._messages()
@@ -153,9 +171,18 @@ class Chat:
         else:
             self._request_answer(chat_id, journal)
 
-    def _request_answer(self, chat_id: int, journal: AnswerJournal, replaced: DeletedMessages | None = None) -> None:
-        self._emit(AnswerStarted(journal.message))
+    def _request_answer(
+        self,
+        chat_id: int,
+        journal: AnswerJournal,
+        replaced: DeletedMessages | None = None,
+        begun: AnswerStart | None = None,
+    ) -> None:
+        so_far = begun.text if begun else ""
+        self._emit(AnswerStarted(replace(journal.message, content=so_far)))
         self._deliver()
+        adapters = self.options.adapter_uses()
+        stream: AnswerStream
         try:
             model = self._engine.status().model
             if model is not None and str(model.path) != self._store.chat(chat_id).model_path:
@@ -167,11 +194,18 @@ class Chat:
                     max_tokens=self.options.max_tokens,
                     stop=self.options.stop,
                     plain_template=self.options.plain_template,
+                    answer_so_far=so_far,
+                    adapters=adapters,
+                    draft=self.options.draft,
+                    context_policy=self.options.context_policy,
                 )
             )
         except Exception as error:
             stream = _FailedStream(error if isinstance(error, RealmError) else unexpected(error))
-        self.answer = RunningAnswer(journal, stream, replaced)
+        self.answer = RunningAnswer(journal, stream, replaced, begun)
+        self._adapters = RunningAdapters(cast("AdapterEngine", self._engine), stream, adapters)
+        if adapters:
+            self._emit(AdaptersInForce(adapters))
 
     def advance(self) -> bool:
         """Moves the running answer on, if there is one; True when that has ended it."""
@@ -180,6 +214,9 @@ class Chat:
             return False
         for event in answer.advance():
             self._emit(event)
+        if self._adapters is not None and answer.end is None:
+            for change in self._adapters.advance():
+                self._emit(change)
         self._tell_saving(answer.journal.problem())
         if answer.end is None:
             return False
@@ -204,7 +241,7 @@ class Chat:
             self.save_unsaved()
 
     def _end(self, answer: RunningAnswer) -> None:
-        self.answer = None
+        self.answer = self._adapters = None
         end, state = answer.end, answer.final_state()
         if isinstance(end, api.Failed) and self._bring_back_replaced(answer, end.error):
             self._emit(AnswerFailed(None, end.error.message, end.error.hint))
@@ -298,6 +335,8 @@ class Chat:
             self._store.chat_settings(self.chat_id).set(OPTIONS_KEY, options.as_json())
         self.options = options
         self._emit(OptionsChanged(options))
+        if self._adapters is not None:
+            self._adapters.want(options.adapter_uses())
 
     def _messages(self) -> tuple[int, list[StoredMessage]]:
         if self.chat_id is None:
@@ -307,6 +346,14 @@ class Chat:
     def _model_name(self) -> str:
         model = self._engine.status().model
         return "" if model is None else model.name
+
+
+def stored_drafted(figures: Mapping[str, Any] | None) -> tuple[tuple[int, int], ...]:
+    """The guessed parts of an answer out of its stored figures; none where they are not as they should be."""
+    try:
+        return tuple((int(start), int(end)) for start, end in (figures or {}).get("drafted", ()))
+    except (TypeError, ValueError):
+        return ()
 
 
 class _FailedStream:

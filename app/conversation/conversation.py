@@ -99,6 +99,14 @@ class Conversation:
         """
         self._enqueue(_Action("regenerate", self._chat.regenerate, answers=True))
 
+    def go_on(self) -> None:
+        """Writes on at the end of the last answer, which may have been stopped or have met the end of the context.
+
+        The longer answer takes the place of the shorter one (undo brings that back; so does a failure before any new
+        text). Raises RequestError while an answer streams.
+        """
+        self._enqueue(_Action("go_on", self._chat.go_on, answers=True))
+
     def edit_and_resend(self, message_id: int, text: str) -> None:
         """Replaces a user message and all after it by a new one and has that answered; undo brings the old ones back.
 
@@ -142,7 +150,10 @@ class Conversation:
         )
 
     def set_options(self, options: ChatOptions) -> None:
-        """Sets how the next answers are made. Raises RequestError, naming the field, for a value out of range."""
+        """Sets how the next answers are made; other adapters act on the running answer too (AdaptersInForce says when).
+
+        Raises RequestError, naming the field, for a value out of range.
+        """
         options.check()
         self._enqueue(_Action("set_options", lambda: self._chat.set_options(options)), while_busy=True)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
-from engine.api import EngineStatus, Event, GenerateRequest
+from engine.api import AdapterUse, EngineStatus, Event, GenerateRequest
 
 
 class AnswerStream(Protocol):
@@ -14,6 +15,21 @@ class AnswerStream(Protocol):
 
     def cancel(self) -> None:
         """Asks the engine to stop; Finished with reason CANCELLED follows."""
+        ...
+
+
+class AdapterChange(Protocol):
+    """The engine's job of changing adapters between two tokens."""
+
+    def done(self) -> bool: ...
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Why it was refused; None when the adapters act."""
+        ...
+
+
+class AdapterEngine(Protocol):
+    def set_adapters(self, stream: Any, adapters: Sequence[AdapterUse]) -> AdapterChange:
+        """Has a running request go on with other adapters; `stream` is what `submit` gave."""
         ...
 
 

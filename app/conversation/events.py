@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from app.conversation.options import ChatOptions
 from app.store.values import ChatSummary, StoredMessage
-from engine.api import Figures, StopReason
+from engine.api import AdapterUse, Figures, StopReason
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,27 @@ class PrefillProgress:
 
 @dataclass(frozen=True)
 class AnswerText:
-    """New text at the end of the answer (many tokens' worth in one event), with the figures up to it."""
+    """New text at the end of the answer (many tokens' worth in one event), with the figures up to it.
+
+    drafted: which parts of the whole answer, in characters from its start, were guessed and accepted.
+    """
 
     message_id: int
     text: str
     figures: Figures
+    drafted: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class AdaptersInForce:
+    """What the running answer is written with from here on; an answer that none precedes has no adapters.
+
+    sentence, hint: why other adapters that were wanted do not act; empty when all is as wanted.
+    """
+
+    adapters: tuple[AdapterUse, ...]
+    sentence: str = ""
+    hint: str = ""
 
 
 @dataclass(frozen=True)
@@ -144,6 +160,7 @@ ConversationEvent = (
     | AnswerStarted
     | PrefillProgress
     | AnswerText
+    | AdaptersInForce
     | AnswerFinished
     | AnswerFailed
     | AnswerSaved

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import replace
 from typing import Any
 
 from app.conversation import ChatOptions
-from engine.api import SamplingParams
 
 
 class Preferences:
@@ -45,50 +44,8 @@ class Preferences:
 
     def chat_options(self) -> ChatOptions:
         """How new chats are answered."""
-        stored = self._values.get("chat_options")
-        return options_from_json(stored) if isinstance(stored, dict) else ChatOptions()
+        return ChatOptions.from_json(self._values.get("chat_options"))
 
     def set_chat_options(self, options: ChatOptions) -> None:
-        """Stores how new chats are answered."""
-        self.set("chat_options", options_to_json(options))
-
-
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repeat_penalty", "repeat_last_n",
-             "presence_penalty", "frequency_penalty", "xtc_probability", "xtc_threshold", "dry_multiplier", "dry_base",
-             "dry_allowed_length", "dry_penalty_last_n", "dynatemp_range", "dynatemp_exponent", "top_n_sigma",
-             "mirostat", "mirostat_tau", "mirostat_eta", "seed")  # fmt: skip
-
-
-def options_to_json(options: ChatOptions) -> dict[str, Any]:
-    """Chat options as a JSON object."""
-    sampling = asdict(options.sampling)
-    return {
-        "system_prompt": options.system_prompt,
-        "max_tokens": options.max_tokens,
-        "sampling": {name: sampling[name] for name in _SAMPLING},
-    }
-
-
-def options_from_json(values: Mapping[str, Any]) -> ChatOptions:
-    """Chat options out of a JSON object; what does not fit is left at its default."""
-    defaults = SamplingParams()
-    types = {entry.name: type(getattr(defaults, entry.name)) for entry in fields(SamplingParams)}
-    sampling: dict[str, Any] = {}
-    stored = values.get("sampling")
-    for name, value in (stored if isinstance(stored, dict) else {}).items():
-        if name not in _SAMPLING or isinstance(value, bool):
-            continue
-        if name == "seed":
-            if value is None or isinstance(value, int):
-                sampling[name] = value
-        elif types[name] is int and isinstance(value, int):
-            sampling[name] = value
-        elif types[name] is float and isinstance(value, int | float):
-            sampling[name] = float(value)
-    prompt = values.get("system_prompt")
-    longest = values.get("max_tokens")
-    return ChatOptions(
-        system_prompt=prompt if isinstance(prompt, str) else "",
-        sampling=SamplingParams(**sampling),
-        max_tokens=longest if isinstance(longest, int) and longest > 0 else None,
-    )
+        """Stores how new chats are answered; adapters and a plain template belong to a model, not to all chats."""
+        self.set("chat_options", replace(options, adapters=(), plain_template=False).as_json())

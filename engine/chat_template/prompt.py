@@ -27,17 +27,22 @@ def render_chat_tokens(
     messages: Sequence[Mapping[str, Any]],
     *,
     add_generation_prompt: bool = True,
+    answer_so_far: str = "",
     **extra: Any,
 ) -> list[int]:
-    """Renders messages and tokenizes the result.
+    """Renders messages and tokenizes the result, followed by the beginning of the answer, if there is one.
 
     Control tokens come from the template only: whatever a message (or a variable in `extra`, such as tools) contains
-    is plain text. BOS stands first once, if the model wants it, whether the template writes it or not.
+    is plain text, and so is the answer. BOS stands first once, if the model wants it, whether the template writes it or
+    not.
 
     Raises TemplateError as `ChatTemplate.render` does.
     """
     check_messages(messages)
-    used = set().union(template.source, *_texts([list(messages), extra])) | _marks(tokenizer.control_texts).characters
+    used = (
+        set().union(template.source, *_texts([list(messages), extra, answer_so_far]))
+        | _marks(tokenizer.control_texts).characters
+    )
     guard = next(char for char in map(chr, _PRIVATE_USE) if char not in used)
     guarded = Guards(tokenizer.control_texts, template.literals, guard)
     text = template.render(
@@ -46,6 +51,7 @@ def render_chat_tokens(
         **guarded.value(extra),
     )
     text = text.replace(json.dumps(guard)[1:-1], guard)  # a template may have asked for JSON in ASCII
+    text += guarded.text(answer_so_far)
     ids = tokenizer.encode(text, add_special=False, parse_special=True, guard=guard)
     if tokenizer.add_bos and tokenizer.bos is not None and ids[:1] != [tokenizer.bos]:
         ids.insert(0, tokenizer.bos)

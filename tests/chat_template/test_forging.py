@@ -131,3 +131,13 @@ def test_real_chats_tokenize_as_their_rendered_text(fixtures_dir: Path, starter_
         assert render_chat_tokens(template, tokenizer, messages) == plain
         compared += 1
     assert compared
+
+
+@settings(deadline=None)
+@given(HOSTILE)
+def test_an_answer_that_goes_on_is_plain_text_behind_the_prompt(answer: str) -> None:
+    messages = [{"role": "user", "content": "Hi"}]
+    prompt = render_chat_tokens(ChatTemplate(CHATML), BPE, messages)
+    ids = render_chat_tokens(ChatTemplate(CHATML), BPE, messages, answer_so_far=answer)
+    assert control_tokens(BPE, ids) == control_tokens(BPE, prompt)
+    assert BPE.decode_bytes(ids).decode() == BPE.decode_bytes(prompt).decode() + answer

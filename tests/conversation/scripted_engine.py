@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from app.conversation import ConversationEvent
 from engine.api import (
+    AdapterUse,
     DeviceInfo,
     EngineState,
     EngineStatus,
@@ -54,9 +55,9 @@ class ScriptedStream(Stream):
         self.claim()
         self.put(Started(prompt_tokens, 128))
 
-    def say(self, *pieces: str) -> None:
+    def say(self, *pieces: str, drafted: bool = False) -> None:
         for piece in pieces:
-            self.put(Token(1, piece, Figures(generated_tokens=1)))
+            self.put(Token(1, piece, Figures(generated_tokens=1), drafted))
 
     def finish(self, text: str = "", reason: StopReason = StopReason.EOS) -> None:
         self.put(Finished(reason, text, Figures(prompt_tokens=4, generated_tokens=2)))
@@ -69,6 +70,23 @@ class ScriptedStream(Stream):
         self.finish(reason=StopReason.CANCELLED)
 
 
+class ScriptedChange:
+    """A change of adapters that is made when the test says so."""
+
+    def __init__(self) -> None:
+        self._done = False
+        self._error: RealmError | None = None
+
+    def make(self, error: RealmError | None = None) -> None:
+        self._done, self._error = True, error
+
+    def done(self) -> bool:
+        return self._done
+
+    def exception(self, timeout: float | None = None) -> RealmError | None:
+        return self._error
+
+
 class ScriptedEngine:
     """Remembers the requests. `reply`, where set, answers each at once; otherwise the test does, through `stream`."""
 
@@ -78,6 +96,12 @@ class ScriptedEngine:
         self.reply: str | RealmError | None = None
         self.refusal: RealmError | None = None
         self.model: ModelInfo | None = MODEL
+        self.changes: list[tuple[ScriptedStream, Sequence[AdapterUse], ScriptedChange]] = []
+
+    def set_adapters(self, stream: ScriptedStream, adapters: Sequence[AdapterUse]) -> ScriptedChange:
+        change = ScriptedChange()
+        self.changes.append((stream, adapters, change))
+        return change
 
     def status(self) -> EngineStatus:
         return EngineStatus(EngineState.READY if self.model else EngineState.EMPTY, model=self.model)

@@ -14,6 +14,8 @@ import pytest
 
 from app.conversation import (
     ActionFailed,
+    AdapterChoice,
+    AdaptersInForce,
     AnswerFailed,
     AnswerFinished,
     AnswerSaved,
@@ -592,3 +594,131 @@ def test_added_messages_are_told_with_their_ids(
 ) -> None:
     ask(conversation, engine, "one", "eins")
     assert listener.last(MessageAdded).message == stored(store, conversation)[0]
+
+
+# Adapters, guesses, and answers that go on
+
+
+POET, PIRATE = AdapterChoice(Path("/adapters/poet.gguf"), 0.5), AdapterChoice(Path("/adapters/pirate"), 1.0)
+
+
+def uses(*choices: AdapterChoice) -> tuple[api.AdapterUse, ...]:
+    return tuple(api.AdapterUse(choice.path, choice.strength) for choice in choices)
+
+
+def test_a_request_says_how_it_is_to_be_answered(
+    conversation: Conversation, engine: ScriptedEngine, listener: Listener
+) -> None:
+    draft = api.DraftOptions(api.DraftKind.NGRAM, draft_k=7)
+    off = replace(PIRATE, on=False)
+    conversation.set_options(ChatOptions(adapters=(POET, off), draft=draft, context_policy=api.ContextPolicy.SHIFT))
+    ask(conversation, engine, "one", "eins")
+    request = engine.requests[-1]
+    assert (request.adapters, request.draft) == (uses(POET), draft)
+    assert request.context_policy is api.ContextPolicy.SHIFT
+    assert listener.last(AdaptersInForce).adapters == uses(POET)
+
+
+def test_other_adapters_act_on_the_running_answer(
+    conversation: Conversation, engine: ScriptedEngine, listener: Listener
+) -> None:
+    conversation.send("go")
+    stream = engine.stream()
+    conversation.set_options(ChatOptions(adapters=(POET,)))
+    wait_for(lambda: len(engine.changes) == 1)
+    asked_for, adapters, change = engine.changes[0]
+    assert (asked_for, adapters) == (stream, uses(POET))
+    assert not listener.of(AdaptersInForce), "nothing acts before the engine says so"
+    # What is overtaken while that change is made never reaches the engine.
+    conversation.set_options(ChatOptions(adapters=(POET, PIRATE)))
+    conversation.set_options(ChatOptions(adapters=(PIRATE,)))
+    change.make()
+    assert listener.wait(AdaptersInForce).adapters == uses(POET)
+    wait_for(lambda: len(engine.changes) == 2)
+    assert engine.changes[1][1] == uses(PIRATE)
+    engine.changes[1][2].make()
+    assert listener.wait(AdaptersInForce, 2).adapters == uses(PIRATE)
+    stream.finish("done")
+    done(conversation)
+    conversation.set_options(ChatOptions())
+    done(conversation)
+    assert len(engine.changes) == 2, "an answer that has ended is left alone"
+
+
+def test_adapters_that_are_refused_leave_those_that_act(
+    conversation: Conversation, engine: ScriptedEngine, listener: Listener
+) -> None:
+    conversation.set_options(ChatOptions(adapters=(POET,)))
+    conversation.send("go")
+    engine.stream()
+    conversation.set_options(ChatOptions(adapters=(PIRATE,)))
+    wait_for(lambda: len(engine.changes) == 1)
+    engine.changes[0][2].make(RequestError("The adapter pirate is for another model.", "Remove it."))
+    told = listener.wait(AdaptersInForce, 2)
+    assert told.adapters == uses(POET)
+    assert (told.sentence, told.hint) == ("The adapter pirate is for another model.", "Remove it.")
+    engine.stream().finish("done")
+    done(conversation)
+
+
+def test_accepted_guesses_are_known_by_their_place_and_stored(
+    conversation: Conversation, engine: ScriptedEngine, store: ChatStore, listener: Listener
+) -> None:
+    conversation.send("count")
+    stream = engine.stream()
+    stream.say("one ")
+    stream.say("two ", "", "three ", drafted=True)
+    stream.say("\N{OWL} ")
+    stream.say("five", drafted=True)
+    stream.finish("!")
+    done(conversation)
+    text = "one two three \N{OWL} five!"
+    assert listener.of(AnswerText)[-1].drafted == ((4, 14), (16, 20))
+    assert [text[start:end] for start, end in listener.of(AnswerText)[-1].drafted] == ["two three ", "five"]
+    figures = stored(store, conversation)[-1].figures
+    assert figures is not None
+    assert figures["drafted"] == [[4, 14], [16, 20]]
+
+
+def test_an_answer_goes_on_where_it_ended(
+    conversation: Conversation, engine: ScriptedEngine, store: ChatStore, listener: Listener
+) -> None:
+    conversation.send("count")
+    stream = engine.stream()
+    stream.say("one ", drafted=True)
+    stream.say("two")
+    stream.finish(reason=StopReason.CONTEXT)
+    done(conversation)
+    conversation.go_on()
+    wait_for(lambda: len(engine.requests) == 2)
+    request = engine.requests[-1]
+    assert (request.answer_so_far, engine.asked) == ("one two", [{"role": "user", "content": "count"}])
+    assert listener.last(AnswerStarted).message.content == "one two"
+    engine.stream().say(" three", drafted=True)
+    engine.stream().finish()
+    done(conversation)
+    assert transcript(store, conversation) == ["user: count", "assistant: one two three"]
+    assert listener.of(AnswerText)[-1].text == " three"
+    assert listener.of(AnswerText)[-1].drafted == ((0, 4), (7, 13))
+    conversation.undo()
+    done(conversation)
+    assert transcript(store, conversation) == ["user: count", "assistant: one two"]
+
+
+def test_going_on_in_vain_leaves_the_answer_as_it_was(
+    conversation: Conversation, engine: ScriptedEngine, store: ChatStore, listener: Listener
+) -> None:
+    conversation.go_on()
+    done(conversation)
+    assert listener.last(ActionFailed).action == "go_on"
+    ask(conversation, engine, "count", "one two")
+    before = stored(store, conversation)
+    engine.reply = NO_MODEL
+    conversation.go_on()
+    done(conversation)
+    assert listener.last(AnswerFailed).sentence == "No model is loaded."
+    assert stored(store, conversation) == before
+    conversation.delete_message(before[-1].id)
+    conversation.go_on()
+    done(conversation)
+    assert "no answer to go on with" in listener.last(ActionFailed).sentence

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.conversation import ChatOptions
-from engine.api import DEFAULT_SAMPLERS, SamplingParams
+from app.conversation import AdapterChoice, ChatOptions
+from engine.api import DEFAULT_SAMPLERS, ContextPolicy, DraftKind, DraftOptions, SamplingParams
 from engine.errors import RequestError
 
 fractions = st.floats(0, 1)
@@ -31,6 +32,24 @@ options = st.builds(
     ),
     max_tokens=st.none() | st.integers(1, 10**6),
     stop=st.lists(st.text(min_size=1), max_size=3).map(tuple),
+    adapters=st.lists(
+        st.builds(
+            AdapterChoice,
+            path=st.text("abc/ äß.", min_size=1).map(lambda name: Path("/" + name)),
+            strength=st.floats(-2, 2),
+            on=st.booleans(),
+        ),
+        max_size=3,
+    ).map(tuple),
+    draft=st.none()
+    | st.builds(
+        DraftOptions,
+        kind=st.sampled_from(DraftKind),
+        draft_k=st.integers(1, 16),
+        max_draft_tokens=st.integers(1, 64),
+        min_probability=fractions,
+    ),
+    context_policy=st.sampled_from(ContextPolicy),
 )
 
 
@@ -41,6 +60,16 @@ def test_options_come_back_from_json_as_they_were(value: ChatOptions) -> None:
 
 
 json_values = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.integers(), max_size=2)
+
+
+@given(st.sampled_from(["adapters", "draft", "context_policy"]), json_values | st.lists(st.just({"path": 1})))
+def test_a_bad_value_of_what_came_later_leaves_the_others(name: str, bad: object) -> None:
+    stored = ChatOptions(system_prompt="kept", context_policy=ContextPolicy.SHIFT).as_json()
+    stored[name] = bad
+    read = ChatOptions.from_json(stored)
+    read.check()
+    assert read.system_prompt == "kept"
+    assert (read.adapters, read.draft) == ((), None)
 
 
 @given(st.sampled_from([*SamplingParams.__dataclass_fields__]), json_values)
@@ -68,6 +97,10 @@ def test_what_is_no_options_gives_the_defaults(stored: object) -> None:
         ChatOptions(sampling=SamplingParams(samplers=("top_k", "unheard_of"))),
         ChatOptions(max_tokens=0),
         ChatOptions(stop=("",)),
+        ChatOptions(adapters=(AdapterChoice(Path("a.gguf"), 2.5),)),
+        ChatOptions(adapters=(AdapterChoice(Path("a.gguf"), float("nan")),)),
+        ChatOptions(draft=DraftOptions(DraftKind.NGRAM, draft_k=0)),
+        ChatOptions(draft=DraftOptions(DraftKind.NGRAM, min_probability=1.5)),
     ],
 )
 def test_values_without_a_meaning_are_refused(bad: ChatOptions) -> None:
