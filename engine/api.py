@@ -308,6 +308,32 @@ class LoadProgress:
 
 
 @dataclass(frozen=True)
+class AdapterInfo:
+    """What a LoRA adapter is.
+
+    kind: "gguf" or "peft". rank: the largest of its matrices. alpha: as the file says; strength 1 scales a matrix of
+        the general rank by `scale`.
+    targets: the kinds of tensors that it acts on: "attn_q", "ffn_down", "token_embd".
+    base_model: what it says it was trained on; may be empty. architecture: empty where the file does not say.
+    size_bytes: of its numbers in the file.
+    notes: sentences: what a person should know before using it.
+    """
+
+    path: Path
+    name: str
+    kind: str
+    architecture: str
+    base_model: str
+    rank: int
+    alpha: float
+    scale: float
+    targets: tuple[str, ...]
+    n_matrices: int
+    size_bytes: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class DraftInfo:
     """The draft model that is loaded beside the model. Bytes are those held by the device."""
 

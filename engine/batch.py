@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.adapters.base import BoundAdapter
+from engine.adapters.runs import AdapterSet
 from engine.api import DeviceInfo
 
 KV_BLOCK = 32
@@ -27,6 +29,8 @@ class Batch:
         positions b*KV_BLOCK .. (b+1)*KV_BLOCK-1. Unused entries are 0. Keys and values of every row's own position
         are written by the step before attention reads positions 0..position of the same sequence.
     logit_rows: int32 [m], the rows whose logits are wanted, ascending; may be empty.
+    adapters: for each sequence the adapters that act on its rows; empty where none act on any. A row without adapters
+        comes out bit for bit as it would if the others had none either.
     """
 
     tokens: NDArray[np.int32]
@@ -34,6 +38,7 @@ class Batch:
     sequences: NDArray[np.int32]
     block_tables: NDArray[np.int32]
     logit_rows: NDArray[np.int32]
+    adapters: tuple[AdapterSet, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,23 @@ class LoadedModel(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class TakesAdapters(Protocol):
+    """A LoadedModel whose batches may name adapters."""
+
+    def add_adapter(self, adapter: BoundAdapter) -> int:
+        """Takes in an adapter, so that batches may name it by the number that comes back.
+
+        Raises UnsupportedModelError where it acts on something that this backend does not apply adapters to, and
+        OutOfMemoryError, which leave the model as it was.
+        """
+        ...
+
+    def remove_adapter(self, number: int) -> None:
+        """Frees an adapter; no later batch names it."""
+        ...
 
 
 Progress = Callable[[str, float, str], None]

@@ -14,7 +14,10 @@ from time import perf_counter
 from types import TracebackType
 from typing import Protocol, TypeVar
 
+from engine.adapters import AdapterBase, read_adapter
 from engine.api import (
+    AdapterInfo,
+    AdapterUse,
     EngineState,
     EngineStatus,
     Failed,
@@ -40,7 +43,7 @@ log = logging.getLogger(__name__)
 
 
 class LoadedBundle(Protocol):
-    """What a loader returns. template is None where the file has none."""
+    """What a loader returns. template is None where the file has none, base where the model takes no adapters."""
 
     @property
     def model(self) -> LoadedModel: ...
@@ -50,6 +53,8 @@ class LoadedBundle(Protocol):
     def template(self) -> ChatTemplate | None: ...
     @property
     def info(self) -> ModelInfo: ...
+    @property
+    def base(self) -> AdapterBase | None: ...
 
 
 Loader = Callable[[Path, LoadOptions, Progress, Callable[[], bool]], LoadedBundle]
@@ -110,6 +115,28 @@ class Engine:
                 self._untaken += 1
                 self._commands.put(take)
         return stream
+
+    def set_adapters(self, stream: Stream, adapters: Sequence_[AdapterUse]) -> Job[None]:
+        """Changes which adapters act on a running request, and how strongly, between two of its tokens.
+
+        What follows is what a new request would answer that begins with the tokens up to here: they are computed anew
+        under the new set, or found in the cache. The job fails where the request has ended or an adapter does not fit;
+        then nothing has changed.
+        """
+        return self._post(lambda job: self._need_serving().set_adapters(stream, adapters))
+
+    def check_adapter(self, path: Path | str) -> Job[AdapterInfo]:
+        """Reads an adapter and says what it is; with a model loaded also whether it fits, and then keeps it at hand.
+
+        The job fails with AdapterError (or ModelFileError for a damaged GGUF file), which says what is wrong.
+        """
+
+        def check(job: Job[AdapterInfo]) -> AdapterInfo:
+            if self._serving is None:
+                return read_adapter(path).info
+            return self._serving.adapters.get(Path(path)).info
+
+        return self._post(check)
 
     def status(self) -> EngineStatus:
         """What the engine does now; cheap."""
@@ -276,7 +303,7 @@ class Engine:
         try:
             if cancelled():
                 raise JobCancelled
-            self._serving = Serving(bundle.model, bundle.tokenizer, bundle.template, bundle.info)
+            self._serving = Serving(bundle.model, bundle.tokenizer, bundle.template, bundle.info, bundle.base)
         except BaseException:
             bundle.model.close()
             raise

@@ -28,6 +28,10 @@ class UnsupportedModelError(RealmError):
     """A sound model file that this version cannot run (architecture, tensor type, tokenizer)."""
 
 
+class AdapterError(RealmError):
+    """An adapter is damaged, of a kind that Realm does not apply, or made for another model; names what is wrong."""
+
+
 class TokenizerError(RealmError):
     """The vocabulary in a model file cannot be used, or token ids are outside of it."""
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.adapters import AdapterBase
 from engine.api import DeviceInfo, LoadOptions, ModelInfo
 from engine.architectures import read_architecture, read_trained_context_length
 from engine.batch import KV_BLOCK, LoadedModel, Progress
@@ -31,6 +32,7 @@ class LoadedBundle:
     tokenizer: Tokenizer
     template: ChatTemplate | None
     info: ModelInfo
+    base: AdapterBase
 
 
 def load_model(
@@ -102,6 +104,7 @@ def load_model(
             load_s=time.perf_counter() - began,
             notes=tuple(notes),
         ),
+        AdapterBase.of(file, graph),
     )
 
 

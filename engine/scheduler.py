@@ -70,6 +70,11 @@ class Scheduler:
         else:
             self.waiting.remove(sequence)
 
+    def restart(self, sequence: Sequence) -> None:
+        """Has a sequence's tokens computed again, or found in the cache: what its keys and values depend on changed."""
+        if sequence in self.running:
+            self._suspend(sequence)
+
     def suspend_all(self) -> None:
         """Gives back every block and forgets what they hold; running sequences wait and are computed again."""
         while self.running:
@@ -217,4 +222,5 @@ def _batch(rows: list[Rows]) -> Batch:
         sequences=np.array(sequences, np.int32),
         block_tables=np.array([part.sequence.block_table for part in rows], np.int32),
         logit_rows=np.array(logit_rows, np.int32),
+        adapters=tuple(part.sequence.adapters for part in rows),
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.adapters.runs import AdapterSet
 from engine.answer_text import AnswerText
 from engine.api import Figures, StopReason
 from engine.drafts.drafting import Drafting
@@ -40,6 +41,7 @@ class Sequence:
     block_table: int32 [max_blocks], `blocks` padded with 0, as `Batch` wants it.
     block_keys: content keys of the full computed blocks.
     drafting: how its next tokens are guessed, where they are. guess: what the next step checks.
+    adapters, adapter_key: what acts on it, and the key that its blocks' keys begin with.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Sequence:
         limits: Limits,
         stream: Stream,
         submitted: float,
+        adapters: AdapterSet = (),
         adapter_key: Key = b"",
         logprobs: int = 0,
         drafting: Drafting | None = None,
@@ -65,6 +68,7 @@ class Sequence:
         self.blocks: list[int] = []
         self.block_table: NDArray[np.int32] = np.zeros(max_blocks, np.int32)
         self.block_keys: list[Key] = []
+        self.adapters = adapters
         self.adapter_key = adapter_key
         self.sampler = sampler
         self.logprobs = logprobs

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence as Sequence_
 from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.adapters.base import AdapterBase
+from engine.adapters.rack import AdapterRack
 from engine.answer_text import AnswerText
 from engine.api import (
+    AdapterUse,
     Failed,
     Figures,
     Finished,
@@ -41,7 +45,12 @@ class Serving:
     """The requests that one model works on. `figures` are those of the request that ran last, or runs now."""
 
     def __init__(
-        self, model: LoadedModel, tokenizer: Tokenizer, template: ChatTemplate | None, info: ModelInfo
+        self,
+        model: LoadedModel,
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None,
+        info: ModelInfo,
+        base: AdapterBase | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -54,6 +63,7 @@ class Serving:
         self.info = dataclasses.replace(info, context_length=self._scheduler.context_length)
         self.speculation = Speculation()
         self.figures: Figures | None = None
+        self.adapters = AdapterRack(model, base)
 
     @property
     def n_active(self) -> int:
@@ -77,6 +87,7 @@ class Serving:
         # a request that ignores end tokens takes them for text like any other, so that its text spells all its tokens
         end_tokens = frozenset[int]() if request.ignore_eos else self.tokenizer.end_tokens
         decoder = self.tokenizer.stream_decoder(keep_special=request.ignore_eos)
+        adapters = self.adapters.resolve(request.adapters, self._adapters_in_use())
         self._scheduler.add(
             Sequence(
                 tokens,
@@ -89,6 +100,8 @@ class Serving:
                 submitted=submitted,
                 logprobs=request.logprobs,
                 drafting=drafting,
+                adapters=adapters.uses,
+                adapter_key=adapters.key,
             )
         )
 
@@ -102,6 +115,24 @@ class Serving:
                 "Load one that fits this model, or guess from the text itself (n-gram).",
             )
         return Drafting(options, request.sampling)
+
+    def set_adapters(self, stream: Stream, uses: Sequence_[AdapterUse]) -> None:
+        """Changes what acts on a running request; its tokens are computed anew, so nothing of the old set remains.
+
+        Raises RequestError when the request has ended, and what AdapterRack.resolve raises.
+        """
+        scheduler = self._scheduler
+        sequence = next((s for s in [*scheduler.running, *scheduler.waiting] if s.stream is stream), None)
+        if sequence is None:
+            raise RequestError("This answer has ended, so its adapters cannot change any more.")
+        adapters = self.adapters.resolve(uses, self._adapters_in_use())
+        if adapters.key != sequence.adapter_key:
+            sequence.adapters, sequence.adapter_key = adapters.uses, adapters.key
+            scheduler.restart(sequence)
+
+    def _adapters_in_use(self) -> set[int]:
+        sequences = [*self._scheduler.running, *self._scheduler.waiting]
+        return {number for sequence in sequences for number, _ in sequence.adapters}
 
     def step(self) -> None:
         """One forward pass and what follows from it. Raises DeviceError when the device failed."""

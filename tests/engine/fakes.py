@@ -169,6 +169,7 @@ class FakeBundle:
     tokenizer: Any = field(default_factory=FakeTokenizer)
     template: Any = "a template"
     context_length: int = 1 << 20
+    base: Any = None
 
     @property
     def info(self) -> ModelInfo:

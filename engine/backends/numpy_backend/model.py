@@ -7,10 +7,14 @@ blocks of rows whenever it is used. Keys and values are float32 and allocated as
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.adapters import BoundAdapter, LowRank
+from engine.adapters.runs import Run as AdapterRun
+from engine.adapters.runs import adapter_runs
 from engine.api import DeviceInfo
 from engine.backends.numpy_backend.attention import Positions, attention, short_conv
 from engine.backends.numpy_backend.experts import Assignment, expert_linear, expert_sum, route
@@ -53,6 +57,7 @@ class Step:
         self.at = Positions(batch)
         self.values: list[Array | None] = [None] * n_values
         self._assignments: dict[int, Assignment] = {}
+        self.runs, self.logit_runs = adapter_runs(batch)
 
     def __getitem__(self, value: Value) -> Array:
         array = self.values[value.id]
@@ -88,6 +93,8 @@ class NumpyModel:
         self.n_blocks = n_blocks
         self.max_rows = 256
         self._graph = graph
+        self._adapters: dict[int, BoundAdapter] = {}
+        self._n_adapters = 0  # ever added
         shares = _shares_read(graph)
         self._weights = Weights(file, shares, budget_bytes=budget_bytes, progress=progress, cancelled=cancelled)
         self.weight_bytes_per_token = int(
@@ -99,16 +106,25 @@ class NumpyModel:
             for keys, values in graph.cache_widths()
         ]
         self._n_values = 1 + max(op.out.id for op in graph.operations)
+        self._logits_begin = next(
+            (i for i, op in enumerate(graph.operations) if isinstance(op, SelectRows)), len(graph.operations)
+        )
         self._plan: list[tuple[int, Run, list[int]]] = []
         """For each operation its result, how it is computed, and the values that nobody needs after it."""
         if not cancelled():
             last_uses = self._last_uses()
             self._plan = [
-                (op.out.id, self._compile(op), done) for op, done in zip(graph.operations, last_uses, strict=True)
+                (op.out.id, self._adapted(op, self._compile(op), i > self._logits_begin), done)
+                for i, (op, done) in enumerate(zip(graph.operations, last_uses, strict=True))
             ]
-        self._logits_begin = next(
-            (i for i, op in enumerate(graph.operations) if isinstance(op, SelectRows)), len(graph.operations)
-        )
+
+    def add_adapter(self, adapter: BoundAdapter) -> int:
+        self._n_adapters += 1
+        self._adapters[self._n_adapters] = adapter
+        return self._n_adapters
+
+    def remove_adapter(self, number: int) -> None:
+        del self._adapters[number]
 
     @property
     def block_bytes(self) -> int:
@@ -148,6 +164,7 @@ class NumpyModel:
         self._weights.clear()
         self._caches.clear()
         self._plan.clear()
+        self._adapters.clear()
 
     def forward(self, batch: Batch) -> Array:
         step = Step(batch, self._n_values)
@@ -214,6 +231,40 @@ class NumpyModel:
                 return lambda s: expert_sum(s[x], s[routed])
             case SelectRows(_, x):
                 return lambda s: s[x][s.batch.logit_rows]
+
+    def _adapted(self, op: Operation, run: Run, on_logits: bool) -> Run:
+        """run, and after it what the adapters of the step's rows add."""
+        if isinstance(op, Embed):
+            table, scale = op.table, np.float32(op.scale)
+
+            def embedded(s: Step) -> Array:
+                out = run(s)
+                for rows, low, strength in self._shares(s.runs, "embedding", table):
+                    out[rows] += low.a[s.batch.tokens[rows]] @ low.b.T * (strength * scale)
+                return out
+
+            return embedded
+        if not isinstance(op, Linear) or op.heads > 1:
+            return run
+        x, weight, factor = op.x, op.weight, np.float32(op.scale)
+
+        def adapted(s: Step) -> Array:
+            out = run(s)
+            for rows, low, strength in self._shares(s.logit_runs if on_logits else s.runs, "linear", weight):
+                out[rows] += s[x][rows] @ low.a.T @ low.b.T * (strength * factor)
+            return out
+
+        return adapted
+
+    def _shares(
+        self, runs: list[AdapterRun], where: Literal["linear", "embedding"], weight: Weight
+    ) -> Iterator[tuple[slice, LowRank, np.float32]]:
+        """Rows, what an adapter adds to them at this weight, and how much of it."""
+        for part in runs:
+            for number, strength in part.uses:
+                low = getattr(self._adapters[number], where).get(weight)
+                if low is not None:
+                    yield slice(part.first, part.last), low, np.float32(strength * low.scale)
 
     def _embed(self, op: Embed) -> Run:
         weights, table, scale = self._weights, op.table, np.float32(op.scale)

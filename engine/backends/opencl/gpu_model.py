@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.adapters import BoundAdapter
 from engine.api import DeviceInfo
 from engine.backends.opencl.formats import FORMATS
 from engine.backends.opencl.gpu_batch import MAX_ROPES, PARTIAL_SLOTS, fill_input, input_words, split_slots
@@ -126,6 +127,15 @@ class GpuModel:
 
     def _block_caches(self) -> list[tuple[Any, int]]:
         return [(self._caches[cache], KV_BLOCK * size) for cache, size in self._program.cache_bytes.items()]
+
+    def add_adapter(self, adapter: BoundAdapter) -> int:
+        raise UnsupportedModelError(
+            f"{adapter.info.path.name} cannot act here: adapters run on the device numpy only so far.",
+            "Load the model on the device numpy.",
+        )
+
+    def remove_adapter(self, number: int) -> None:
+        raise ValueError(f"there is no adapter {number}")
 
     def memory(self) -> MemoryUse:
         sizes = self._sizes

@@ -10,6 +10,7 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.adapters import BoundAdapter
 from engine.api import DeviceInfo
 from engine.backends.opencl.formats import FORMATS
 from engine.backends.opencl.kv_blocks import KV_LAYOUT, read_blocks, write_blocks
@@ -140,6 +141,15 @@ class OpenCLModel:
 
     def _block_caches(self) -> list[tuple[Any, int]]:
         return [(self._caches[cache], KV_BLOCK * size) for cache, size in self._program.cache_bytes.items()]
+
+    def add_adapter(self, adapter: BoundAdapter) -> int:
+        raise UnsupportedModelError(
+            f"{adapter.info.path.name} cannot act here: adapters run on the device numpy only so far.",
+            "Load the model on the device numpy.",
+        )
+
+    def remove_adapter(self, number: int) -> None:
+        raise ValueError(f"there is no adapter {number}")
 
     def memory(self) -> MemoryUse:
         scratch = self._program.scratch_bytes_per_row * MAX_ROWS + self._program.logit_bytes_per_row * MAX_LOGIT_ROWS

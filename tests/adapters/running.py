@@ -1,0 +1,59 @@
+"""A model with adapters, stepped without an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.adapters import AdapterBase, read_adapter
+from engine.adapters.runs import AdapterSet
+from engine.architectures import read_architecture
+from engine.batch import KV_BLOCK, Batch
+from engine.gguf import GGUFFile
+from tests.backends.memory_file import load
+
+
+class Running:
+    """The starter model on a device, and the adapters that it holds by path."""
+
+    def __init__(self, model_path: Path, device: str, n_blocks: int = 128) -> None:
+        self.file = GGUFFile.open(model_path)
+        graph = read_architecture(self.file).graph
+        self.base = AdapterBase.of(self.file, graph)
+        self.model: Any = load(device, self.file, graph, n_blocks=n_blocks)  # type: ignore[arg-type]
+        self._numbers: dict[Path, int] = {}
+
+    def uses(self, pairs: Sequence[tuple[Path, float]]) -> AdapterSet:
+        for path, _ in pairs:
+            if path not in self._numbers:
+                self._numbers[path] = self.model.add_adapter(self.base.bind(read_adapter(path)))
+        return tuple((self._numbers[path], strength) for path, strength in pairs)
+
+    def logits(
+        self, sequences: Sequence[Sequence[int]], adapters: Sequence[AdapterSet], wanted: int
+    ) -> list[NDArray[np.float32]]:
+        """The logits of the last `wanted` tokens of each sequence, all run as one batch."""
+        blocks = -(-max(len(tokens) for tokens in sequences) // KV_BLOCK)
+        lengths = [len(tokens) for tokens in sequences]
+        ends = np.cumsum(lengths)
+        batch = Batch(
+            tokens=np.concatenate([np.asarray(tokens, np.int32) for tokens in sequences]),
+            positions=np.concatenate([np.arange(n, dtype=np.int32) for n in lengths]),
+            sequences=np.repeat(np.arange(len(sequences)), lengths).astype(np.int32),
+            block_tables=np.arange(blocks * len(sequences), dtype=np.int32).reshape(len(sequences), blocks),
+            logit_rows=np.concatenate(
+                [np.arange(max(end - wanted, end - n), end) for end, n in zip(ends, lengths, strict=True)]
+            ).astype(np.int32),
+            adapters=tuple(adapters),
+        )
+        out = self.model.forward(batch).copy()
+        counts = [min(wanted, n) for n in lengths]
+        return np.split(out, np.cumsum(counts)[:-1])
+
+    def close(self) -> None:
+        self.model.close()
+        self.file.close()
