@@ -320,7 +320,7 @@ def test_an_empty_prompt_begins_with_bos_where_there_is_one(start: Start) -> Non
 
 
 def test_messages_go_through_the_template(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    def render(template: Any, tokenizer: Any, messages: Any) -> list[int]:
+    def render(template: Any, tokenizer: Any, messages: Any, *, answer_so_far: str) -> list[int]:
         assert template == "a template"
         return [BOS, *messages[0]["content"].encode()]
 
@@ -512,7 +512,7 @@ def test_unload_frees_the_model(start: Start) -> None:
 def test_a_model_without_template_chats_in_the_plain_one(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
 
-    def render(template: Any, tokenizer: Any, messages: Any) -> list[int]:
+    def render(template: Any, tokenizer: Any, messages: Any, *, answer_so_far: str) -> list[int]:
         seen.append(template)
         return [BOS]
 
@@ -526,7 +526,7 @@ def test_a_model_without_template_chats_in_the_plain_one(start: Start, monkeypat
 def test_the_plain_template_in_place_of_a_model_s_own(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
 
-    def render(template: Any, tokenizer: Any, messages: Any) -> list[int]:
+    def render(template: Any, tokenizer: Any, messages: Any, *, answer_so_far: str) -> list[int]:
         seen.append(template)
         return [BOS]
 
