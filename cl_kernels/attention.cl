@@ -4,6 +4,11 @@
 //   keys   [block][kv head][head_width][32]         so that 32 scores grow side by side
 //   values [block][kv head][32][padded value width]  padded to a multiple of 16 with zeros
 // The host defines MAX_WIDTH, the widest head of the model, padded.
+//
+// A row's positions are cut into segments whose length depends on the row's own position alone (engine/backends/opencl/
+// segments.py). Each starts an online softmax of its own, and merge_segment joins them in their order. So a row comes
+// out bit for bit the same whether one tile walks through all of its segments or several work-groups take one each, and
+// whichever other rows share its tile: a position that a row does not see changes none of its sums.
 
 #define POSITIONS 32
 #define MAX_QUERIES 32    // query vectors (rows times heads) of one tile
@@ -62,6 +67,39 @@ static inline void store_kv_row(
     }
 }
 
+// What a row and head have gathered: the sum of exp(score - best) times value, not yet divided by `total`, the sum of
+// exp(score - best). best is -INFINITY and the rest 0 while nothing was seen.
+typedef struct {
+    float best, total;
+} Gathered;
+
+// Adds a segment's result to that of the segments before it. The first, added to nothing, stays as it is.
+static inline __attribute__((always_inline)) void merge_segment(
+    __private Gathered *all, __private float16 *sum, Gathered part, const __private float16 *part_sum, int vectors)
+{
+    const float best = max(all->best, part.best), base = best == -INFINITY ? 0.0f : best;
+    const float a = all->best == -INFINITY ? 0.0f : exp16((float16)(all->best - base)).s0;
+    const float b = part.best == -INFINITY ? 0.0f : exp16((float16)(part.best - base)).s0;
+    all->best = best;
+    all->total = all->total * a + part.total * b;
+    for (int d = 0; d < vectors; d++)
+        sum[d] = sum[d] * a + part_sum[d] * b;
+}
+
+// Writes the mean of the values: the sum by its total, to which a sink, if there is one, adds its share.
+static inline __attribute__((always_inline)) void finish_row(
+    Gathered all, const __private float16 *sum, int value_width, const __global float *sink, __global float *out)
+{
+    const float at = sink ? sink[0] : -INFINITY, most = max(all.best, at);
+    const float weight = exp16((float16)(all.best - most)).s0;
+    const float total = all.total * weight + (sink ? exp16((float16)(at - most)).s0 : 0.0f);
+    int d = 0;
+    for (; d + 16 <= value_width; d += 16)
+        vstore16(sum[d / 16] * (weight / total), 0, out + d);
+    for (; d < value_width; d++)
+        out[d] = ((const __private float *)sum)[d] * (weight / total);
+}
+
 // Attention of some rows and some query heads that share a key/value head.
 typedef struct {
     const __global float *q;         // of the first row and head
@@ -69,6 +107,7 @@ typedef struct {
     int rows, heads;                 // rows * heads <= MAX_QUERIES
     int row_position;                // position of the first row in its sequence; the others follow
     int first, last;                 // key positions first .. last-1; first is a multiple of 32
+    int segment;                     // positions of a segment, a multiple of 32
     int kv_head, kv_heads, head_width, value_width;
     float scale, softcap;            // softcap 0: none
     int window;                      // 0: none; else position p reads p - window + 1 .. p
@@ -77,26 +116,37 @@ typedef struct {
     const __global float *sinks;     // of the first head, or 0
     __global float *out;             // of the first row and head
     __global float *partial;         // or 0; see below
+    long partial_stride;             // floats between rows
 } Attend;
 
-// With partial == 0 the result goes to out. Otherwise head h of row 0 leaves its unnormalised sum, its maximum and its
-// total at partial + h * (padded value width + 2), to be joined by combine_partials.
+// With partial == 0 the result goes to out. Otherwise the positions lie in one segment, and head h of row 0 leaves its
+// sum, best and total at partial + h * (padded value width + 2), to be joined by combine_partials.
 static void attend_tile(const Attend *a)
 {
     const int padded = padded16(a->value_width), head_width = a->head_width, queries = a->rows * a->heads;
     float kf[MAX_WIDTH * POSITIONS] __attribute__((aligned(64)));
     float vf[MAX_WIDTH * POSITIONS] __attribute__((aligned(64)));
-    float acc[MAX_QUERIES * MAX_WIDTH] __attribute__((aligned(64)));
-    float best[MAX_QUERIES], total[MAX_QUERIES];
-    for (int i = 0; i < queries; i++) {
-        best[i] = -INFINITY;
-        total[i] = 0.0f;
-    }
-    for (int i = 0; i < queries * padded; i += 16)
-        *(float16 *)(acc + i) = (float16)(0.0f);
+    float16 acc[MAX_QUERIES * MAX_WIDTH / 16], sums[MAX_QUERIES * MAX_WIDTH / 16]; // of this segment, of those before
+    Gathered state[MAX_QUERIES], before[MAX_QUERIES];
+    const int vectors = padded / 16;
+    int segments = 0; // behind this one
+    for (int i = 0; i < queries; i++)
+        state[i].best = before[i].best = -INFINITY, state[i].total = before[i].total = 0.0f;
+    for (int i = 0; i < queries * vectors; i++)
+        acc[i] = sums[i] = (float16)(0.0f);
     const int16 lane = (int16)(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
 
     for (int start = a->first; start < a->last; start += POSITIONS) {
+        if (start > a->first && start % a->segment == 0) {
+            segments++;
+            for (int i = 0; i < queries; i++) {
+                merge_segment(before + i, sums + i * vectors, state[i], acc + i * vectors, vectors);
+                state[i].best = -INFINITY;
+                state[i].total = 0.0f;
+                for (int d = 0; d < vectors; d++)
+                    acc[i * vectors + d] = (float16)(0.0f);
+            }
+        }
         const long block = (long)a->block_table[start / POSITIONS] * a->kv_heads + a->kv_head;
         const int written = min(POSITIONS, a->last - start); // what lies behind may be anything, even not a number
         const __global ushort *kt = a->keys + block * head_width * POSITIONS;
@@ -152,16 +202,16 @@ static void attend_tile(const Attend *a)
                     y = select(y, (float16)(-INFINITY), (lane + 16 > to) | (lane + 16 < from));
                 }
                 const int i = min(j + u, queries - 1);
-                const float now = max(best[i], max16(max(x, y)));
+                const float now = max(state[i].best, max16(max(x, y)));
                 const float base = now == -INFINITY ? 0.0f : now;
                 x = select(exp16(x - base), (float16)(0.0f), x == -INFINITY);
                 y = select(exp16(y - base), (float16)(0.0f), y == -INFINITY);
-                shrink[u] = best[i] == -INFINITY ? 0.0f : exp16((float16)(best[i] - base)).s0;
+                shrink[u] = state[i].best == -INFINITY ? 0.0f : exp16((float16)(state[i].best - base)).s0;
                 *(float16 *)p[u] = x;
                 *(float16 *)(p[u] + 16) = y;
                 if (j + u < queries) {
-                    total[i] = total[i] * shrink[u] + sum16(x + y);
-                    best[i] = now;
+                    state[i].total = state[i].total * shrink[u] + sum16(x + y);
+                    state[i].best = now;
                 }
             }
             const int valid = min(4, queries - j);
@@ -169,9 +219,9 @@ static void attend_tile(const Attend *a)
                 const int two = d + 16 < padded;
                 float16 o[4][2];
                 for (int u = 0; u < 4; u++) {
-                    const float *from = acc + (long)min(j + u, queries - 1) * padded + d;
-                    o[u][0] = *(const float16 *)from * shrink[u];
-                    o[u][1] = two ? *(const float16 *)(from + 16) * shrink[u] : (float16)(0.0f);
+                    const float16 *from = acc + min(j + u, queries - 1) * vectors + d / 16;
+                    o[u][0] = from[0] * shrink[u];
+                    o[u][1] = two ? from[1] * shrink[u] : (float16)(0.0f);
                 }
                 for (int x = 0; x < written; x++) {
                     const float16 v0 = *(const float16 *)(vf + x * padded + d);
@@ -183,56 +233,53 @@ static void attend_tile(const Attend *a)
                     }
                 }
                 for (int u = 0; u < valid; u++) {
-                    *(float16 *)(acc + (long)(j + u) * padded + d) = o[u][0];
+                    acc[(j + u) * vectors + d / 16] = o[u][0];
                     if (two)
-                        *(float16 *)(acc + (long)(j + u) * padded + d + 16) = o[u][1];
+                        acc[(j + u) * vectors + d / 16 + 1] = o[u][1];
                 }
             }
         }
     }
     for (int i = 0; i < queries; i++) {
-        const float *from = acc + (long)i * padded;
+        const int row = i / a->heads, head = i % a->heads;
+        const float16 *sum = acc + i * vectors;
         if (a->partial) {
-            __global float *p = a->partial + (long)i * (padded + 2);
-            for (int d = 0; d < padded; d += 16)
-                vstore16(*(const float16 *)(from + d), 0, p + d);
-            p[padded] = best[i];
-            p[padded + 1] = total[i];
-        } else {
-            __global float *o = a->out + (long)(i / a->heads) * a->out_stride + (i % a->heads) * a->value_width;
-            const float sink = a->sinks ? a->sinks[i % a->heads] : -INFINITY;
-            const float most = max(best[i], sink), weight = exp16((float16)(best[i] - most)).s0;
-            const float sum = total[i] * weight + (a->sinks ? exp16((float16)(sink - most)).s0 : 0.0f);
-            int d = 0;
-            for (; d + 16 <= a->value_width; d += 16)
-                vstore16(*(const float16 *)(from + d) * (weight / sum), 0, o + d);
-            for (; d < a->value_width; d++)
-                o[d] = from[d] * (weight / sum);
+            __global float *p = a->partial + row * a->partial_stride + (long)head * (padded + 2);
+            for (int d = 0; d < vectors; d++)
+                vstore16(sum[d], d, p);
+            p[padded] = state[i].best;
+            p[padded + 1] = state[i].total;
+            continue;
         }
+        if (segments) {
+            merge_segment(before + i, sums + i * vectors, state[i], sum, vectors);
+            state[i] = before[i];
+            sum = sums + i * vectors;
+        }
+        finish_row(state[i], sum, a->value_width, a->sinks ? a->sinks + head : 0,
+                   a->out + (long)row * a->out_stride + head * a->value_width);
     }
 }
 
-// Joins the partial results of one row: `splits` of them, each heads * (padded value width + 2) floats.
-static void combine_partials(const __global float *partial, int splits, int heads, int value_width,
-                             const __global float *sinks, __global float *out)
+// Joins the partial results of one row and head: `splits` of them, `stride` floats apart.
+static void combine_partials(const __global float *partial, int splits, long stride, int value_width,
+                             const __global float *sink, __global float *out)
 {
-    const int padded = padded16(value_width), step = padded + 2;
-    for (int h = 0; h < heads; h++, out += value_width) {
-        float best = sinks ? sinks[h] : -INFINITY;
-        for (int s = 0; s < splits; s++)
-            best = max(best, partial[((long)s * heads + h) * step + padded]);
-        float total = sinks ? exp16((float16)(sinks[h] - best)).s0 : 0.0f;
-        float16 sum[MAX_WIDTH / 16];
-        for (int d = 0; d < padded / 16; d++)
-            sum[d] = (float16)(0.0f);
-        for (int s = 0; s < splits; s++) {
-            const __global float *p = partial + ((long)s * heads + h) * step;
-            const float weight = exp16((float16)(p[padded] - best)).s0;
-            total += weight * p[padded + 1];
-            for (int d = 0; d < padded / 16; d++)
-                sum[d] += weight * load16(p + 16 * d);
-        }
-        for (int d = 0; d < value_width; d++)
-            out[d] = ((const float *)sum)[d] / total;
+    const int vectors = padded16(value_width) / 16;
+    float16 sum[MAX_WIDTH / 16], part_sum[MAX_WIDTH / 16];
+    Gathered all, part;
+    all.best = -INFINITY;
+    all.total = 0.0f;
+    for (int d = 0; d < vectors; d++)
+        sum[d] = (float16)(0.0f);
+    for (int s = 0; s < splits; s++, partial += stride) {
+        part.best = partial[16 * vectors];
+        part.total = partial[16 * vectors + 1];
+        if (part.best == -INFINITY) // outside of the window
+            continue;
+        for (int d = 0; d < vectors; d++)
+            part_sum[d] = load16(partial + 16 * d);
+        merge_segment(&all, sum, part, part_sum, vectors);
     }
+    finish_row(all, sum, value_width, sink, out);
 }

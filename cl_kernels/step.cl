@@ -44,7 +44,9 @@ typedef struct {
 #define IN_AT_BLOCKS 12
 #define IN_AT_ROPE 13 // one word per rope table
 
-#define TILE_WORDS 6 // first row, rows, first position of the row, first key, last key + 1, partial slot or -1
+// segments.py says what they are: first row, rows, position of the first row, first key, last key + 1, positions of a
+// segment, partial slot of the first row or -1, slots between rows
+#define TILE_WORDS 8
 #define COMBINE_WORDS 3 // row, first partial slot, splits
 
 #define FLOATS(x) ((__global float *)(x))
@@ -59,7 +61,7 @@ static int count_chunks(const __global Op *op, const __global int *in)
     case OP_ATTEND:
         return in[IN_TILES] * (op->heads / op->chunk);
     case OP_COMBINE:
-        return in[IN_COMBINES];
+        return in[IN_COMBINES] * op->heads;
     case OP_SORT:
         return rows ? 1 : 0;
     case OP_EXPERTS: // as many chunks for each expert in use
@@ -94,6 +96,7 @@ static void attend_chunk(const __global Op *op, const __global int *in, int c)
     a.row_position = position;
     a.first = tile[3];
     a.last = tile[4];
+    a.segment = tile[5];
     if (op->window) // blocks that no row of the tile sees any more
         a.first = min(a.last, max(a.first, max(0, position - op->window + 1) / POSITIONS * POSITIONS));
     a.kv_head = head / (op->heads / op->kv_heads);
@@ -108,8 +111,9 @@ static void attend_chunk(const __global Op *op, const __global int *in, int c)
     a.block_table = in + in[IN_AT_BLOCKS] + (long)in[in[IN_AT_SEQUENCES] + row] * in[IN_MAX_BLOCKS];
     a.sinks = op->p[5] ? FLOATS(op->p[5]) + head : 0;
     a.out = FLOATS(op->p[3]) + (long)row * a.out_stride + head * op->value_width;
-    a.partial = tile[5] < 0 ? 0
-                            : FLOATS(op->p[4]) + ((long)tile[5] * op->heads + head) * (padded16(op->value_width) + 2);
+    const int partial_floats = padded16(op->value_width) + 2; // of a slot, for each head
+    a.partial = tile[6] < 0 ? 0 : FLOATS(op->p[4]) + ((long)tile[6] * op->heads + head) * partial_floats;
+    a.partial_stride = (long)tile[7] * op->heads * partial_floats;
     attend_tile(&a);
 }
 
@@ -226,10 +230,12 @@ static void run_chunk(const __global Op *op, const __global int *in, int c)
         attend_chunk(op, in, c);
         break;
     case OP_COMBINE: { // p: partials, out, sinks
-        const __global int *w = in + in[IN_AT_COMBINES] + COMBINE_WORDS * c;
-        combine_partials(FLOATS(op->p[0]) + (long)w[1] * op->heads * (padded16(op->value_width) + 2), w[2], op->heads,
-                         op->value_width, FLOATS(op->p[2]),
-                         FLOATS(op->p[1]) + (long)w[0] * op->heads * op->value_width);
+        const int head = c % op->heads;
+        const __global int *w = in + in[IN_AT_COMBINES] + COMBINE_WORDS * (c / op->heads);
+        const int floats = padded16(op->value_width) + 2;
+        combine_partials(FLOATS(op->p[0]) + ((long)w[1] * op->heads + head) * floats, w[2], (long)op->heads * floats,
+                         op->value_width, op->p[2] ? FLOATS(op->p[2]) + head : 0,
+                         FLOATS(op->p[1]) + ((long)w[0] * op->heads + head) * op->value_width);
         break;
     }
     case OP_ADD: { // p: a, b, out

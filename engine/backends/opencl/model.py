@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
@@ -16,6 +15,7 @@ from engine.backends.opencl.formats import FORMATS
 from engine.backends.opencl.kv_blocks import KV_LAYOUT, read_blocks, write_blocks
 from engine.backends.opencl.lowering import MAX_QUERIES, Buffer, Cache, Kind, Step, heads_per_tile, lower, padded16
 from engine.backends.opencl.platforms import devices
+from engine.backends.opencl.segments import cut_attention
 from engine.backends.opencl.source import step_source
 from engine.backends.opencl.weights import DeviceWeights
 from engine.batch import KV_BLOCK, Batch, MemoryUse, Progress, split_logit_rows
@@ -28,11 +28,8 @@ MAX_ROWS = 512
 
 MAX_LOGIT_ROWS = 64
 
-SPLIT_KEYS = 128
-MAX_SPLITS = 16
-"""A single row's attention over more than SPLIT_KEYS positions is cut into up to MAX_SPLITS parts that run at once."""
-
 PARTIAL_SLOTS = 512
+"""Results of segments of attention that one step can hold; see segments.py."""
 
 KINDS = {kind: number for number, kind in enumerate(get_args(Kind))}
 
@@ -49,6 +46,9 @@ OP = np.dtype(
 
 HEADER_WORDS = 16
 """Words at the start of a step's input; IN_* in step.cl. The offsets of the rope tables follow from word 13."""
+
+TILE_WORDS = 8
+"""Words of a tile of attention, as in step.cl."""
 
 MAX_ROPES = 3
 
@@ -190,11 +190,11 @@ class OpenCLModel:
     def _fill_input(self, batch: Batch) -> int:
         """Writes the step's input; returns its length in words."""
         rows, wanted = len(batch.tokens), len(batch.logit_rows)
-        tiles, combines = self._tiles(batch)
+        cut = cut_attention(batch, self._tile_rows, PARTIAL_SLOTS)
         a = self._input
         at = HEADER_WORDS
         offsets = []
-        for part in (batch.tokens, batch.positions, batch.sequences, batch.logit_rows, tiles, combines):
+        for part in (batch.tokens, batch.positions, batch.sequences, batch.logit_rows, cut.tiles, cut.combines):
             offsets.append(at)
             flat = np.asarray(part, np.int32).ravel()
             a[at : at + len(flat)] = flat
@@ -208,42 +208,9 @@ class OpenCLModel:
             table = rope.table(batch.positions).ravel()
             a[at : at + len(table)] = table.view(np.int32)
             at += len(table)
-        a[:6] = (rows, wanted, len(tiles), len(combines), self._parity, blocks.shape[1])
+        a[:6] = (rows, wanted, len(cut.tiles), len(cut.combines), self._parity, blocks.shape[1])
         a[6 : 6 + len(offsets)] = offsets
         return at
-
-    def _tiles(self, batch: Batch) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
-        """Cuts attention into tiles (rows that go together and the positions they read) and partial results.
-
-        How a row is cut depends on its own length alone, so that it comes out the same in any batch.
-        """
-        tiles: list[tuple[int, ...]] = []
-        combines: list[tuple[int, ...]] = []
-        slots = 0
-        positions = batch.positions.tolist()
-        sequences = batch.sequences.tolist()
-        rows, start = len(positions), 0
-        while start < rows:
-            end = start + 1
-            while end < rows and sequences[end] == sequences[start]:
-                end += 1
-            first = start
-            while first < end:
-                last = min(first + self._tile_rows, end)
-                length = positions[last - 1] + 1
-                splits = min(MAX_SPLITS, -(-length // SPLIT_KEYS)) if end - start == 1 else 1
-                if splits > 1 and slots + splits <= PARTIAL_SLOTS:
-                    step = math.ceil(length / splits / KV_BLOCK) * KV_BLOCK
-                    cuts = range(0, length, step)
-                    combines.append((first, slots, len(cuts)))
-                    for cut in cuts:
-                        tiles.append((first, 1, positions[first], cut, min(cut + step, length), slots))
-                        slots += 1
-                else:
-                    tiles.append((first, last - first, positions[first], 0, length, -1))
-                first = last
-            start = end
-        return tiles, combines
 
     def _plan_memory(self) -> None:
         """The sizes of everything but the weights, before anything is allocated."""
@@ -253,9 +220,9 @@ class OpenCLModel:
         self._partial_bytes = 4 * PARTIAL_SLOTS * widest
         self._tile_rows = min((max(1, MAX_QUERIES // heads_per_tile(op)) for op in attentions), default=1)
         rope_words = sum(rope.n_rotated for rope in self._program.ropes) * MAX_ROWS
-        # a row's own words, its tiles (a split row has up to MAX_SPLITS), and its block table
-        own = MAX_ROWS * (4 + 6 + 3 + self.n_blocks)
-        self._in_words = HEADER_WORDS + own + 6 * PARTIAL_SLOTS + rope_words
+        # a row's own words, its block table, and as many tiles as there may be
+        own = MAX_ROWS * (4 + 3 + self.n_blocks)
+        self._in_words = HEADER_WORDS + own + TILE_WORDS * (MAX_ROWS + PARTIAL_SLOTS) + rope_words
 
     def _allocate(self) -> None:
         import pyopencl as cl
