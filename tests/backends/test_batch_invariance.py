@@ -11,8 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from engine.architectures import read_architecture
-from engine.batch import KV_BLOCK, Batch, LoadedModel
 from engine.backends.opencl.segments import MOST_SEGMENTS, SHORTEST_SEGMENT, segment_length
+from engine.batch import KV_BLOCK, Batch, LoadedModel
 from engine.gguf import GGUFFile
 from tests.backends.memory_file import load
 
