@@ -101,20 +101,31 @@ class Engine:
 
     def submit(self, request: GenerateRequest) -> Stream:
         """Queues a request. What is wrong with it arrives as Failed in its stream."""
-        stream, submitted = Stream(), perf_counter()
+        return self.submit_parallel(request, 1)[0]
+
+    def submit_parallel(self, request: GenerateRequest, n: int) -> list[Stream]:
+        """Queues a request that is answered n times; the prompt is computed once for all of them.
+
+        The first answer is the one that `submit` would give; the others have seeds derived from the request's. What
+        is wrong with the request arrives as Failed in every stream. Raises RequestError when n is below 1.
+        """
+        if n < 1:
+            raise RequestError(f"{n} answers were asked for.", "Ask for at least one.")
+        streams, submitted = [Stream() for _ in range(n)], perf_counter()
 
         def take() -> None:
             with self._posting:
-                self._untaken -= 1
-            self._take(stream, request, submitted)
+                self._untaken -= n
+            self._take(streams, request, submitted)
 
         with self._posting:
             if self._closing:
-                stream.put(Failed(_closed()))
+                for stream in streams:
+                    stream.put(Failed(_closed()))
             else:
-                self._untaken += 1
+                self._untaken += n
                 self._commands.put(take)
-        return stream
+        return streams
 
     def set_adapters(self, stream: Stream, adapters: Sequence_[AdapterUse]) -> Job[None]:
         """Changes which adapters act on a running request, and how strongly, between two of its tokens.
@@ -173,9 +184,9 @@ class Engine:
 
         def run(job: Job[T]) -> T:
             serving = self._need_serving()
-            if uses_kv:
-                serving.suspend_all()
             try:
+                if uses_kv:
+                    serving.suspend_all()
                 return function(serving.model, serving.tokenizer)
             except DeviceError as error:
                 self._lose(error)
@@ -250,18 +261,23 @@ class Engine:
             except Empty:
                 return
 
-    def _take(self, stream: Stream, request: GenerateRequest, submitted: float) -> None:
-        if not stream.claim():
+    def _take(self, streams: list[Stream], request: GenerateRequest, submitted: float) -> None:
+        wanted = {number: stream for number, stream in enumerate(streams) if stream.claim()}
+        if not wanted:
             return
         try:
             if self._closing:
                 raise _closed()
-            self._need_serving().add(stream, request, submitted)
-        except RealmError as error:
-            stream.put(Failed(error))
-        except Exception as error:
-            log.exception("A request could not be taken up")
-            stream.put(Failed(_unexpected("This request could not be taken up", error)))
+            self._need_serving().add_parallel(wanted, request, submitted)
+        except Exception as failure:
+            error: RealmError
+            if isinstance(failure, RealmError):
+                error = failure
+            else:
+                log.exception("A request could not be taken up")
+                error = _unexpected("This request could not be taken up", failure)
+            for stream in wanted.values():
+                stream.put(Failed(error))
 
     def _need_serving(self) -> Serving:
         if self._serving is not None:

@@ -42,6 +42,10 @@ class BlockManager:
     def holders(self, block: int) -> int:
         return self._holders[block]
 
+    def may_write(self, block: int) -> bool:
+        """Whether its only holder may change what it holds: nobody else holds it or may come to."""
+        return self._holders[block] == 1 and block not in self._key_of
+
     def match(self, tokens: Sequence[int], adapter_key: Key = b"") -> list[int]:
         """Blocks that already hold the start of `tokens`, in order. They are not held yet.
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from numbers import Real
 from typing import Any
+
+import numpy as np
 
 from engine.api import DraftKind, DraftOptions, GenerateRequest
 from engine.chat_template import ChatTemplate, render_chat_tokens
@@ -34,6 +37,9 @@ def check_request(request: GenerateRequest) -> None:
             f"logprobs is {alternatives!r}, but it has to be a whole number from 0 to {MOST_LOGPROBS}: so many "
             "alternatives are named with each token."
         )
+    priority: Any = request.priority
+    if not is_integer(priority):
+        raise RequestError(f"priority is {priority!r}, but it has to be a whole number.", "0 is what others have.")
     stop: Any = request.stop
     if isinstance(stop, str) or not all(isinstance(text, str) and text for text in stop):
         raise RequestError(f"stop is {stop!r}, but it has to be a list of texts that are not empty.")
@@ -58,6 +64,17 @@ def _check_draft_options(draft: Any) -> None:
     low: Any = draft.min_probability
     if isinstance(low, bool) or not isinstance(low, Real) or not 0 <= float(low) <= 1:
         raise RequestError(f"min_probability is {low!r}, but it has to be a number from 0 to 1.")
+
+
+def parallel_request(request: GenerateRequest, number: int) -> GenerateRequest:
+    """The request of parallel answer `number`: with a seed of its own, derived from the request's where that has one.
+
+    Answer 0 is the request itself; only it has the session.
+    """
+    seed = request.sampling.seed
+    if seed is not None and number:
+        seed = int(np.random.SeedSequence([abs(seed), number]).generate_state(1)[0])
+    return replace(request, sampling=replace(request.sampling, seed=seed), session=None if number else request.session)
 
 
 def prompt_tokens(request: GenerateRequest, tokenizer: Tokenizer, template: ChatTemplate, n_vocab: int) -> list[int]:

@@ -16,6 +16,7 @@ from engine.drafts.guess import Guess
 from engine.kv import Key
 from engine.sampling import Sampler
 from engine.stream import Stream
+from engine.swap import SavedBlocks
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,20 @@ class Meter:
     read_bandwidth: float | None = None
 
 
+@dataclass(frozen=True)
+class Turn:
+    """Whose tokens are computed first: the higher priority, then the smaller `finish`.
+
+    finish: how many rows of prompts will have been computed once this one's are, if from its arrival on they were
+        computed without a pause. So the shortest goes first, but not before one that has waited so long that its own
+        tokens could have been computed since it came.
+    """
+
+    priority: int = 0
+    finish: int = 0
+    arrival: int = 0
+
+
 class Sequence:
     """Tokens of one request, the KV blocks that hold them, and how its answer goes on.
 
@@ -42,6 +57,9 @@ class Sequence:
     block_keys: content keys of the full computed blocks.
     drafting: how its next tokens are guessed, where they are. guess: what the next step checks.
     adapters, adapter_key: what acts on it, and the key that its blocks' keys begin with.
+    saved: the start of the tokens' keys and values in host memory, while it waits.
+    leader: a sequence with the same prompt, which is computed for both; until then this one waits.
+    restoring: its keys and values are being read from a file; until they are there it waits.
     """
 
     def __init__(
@@ -59,6 +77,7 @@ class Sequence:
         adapter_key: Key = b"",
         logprobs: int = 0,
         drafting: Drafting | None = None,
+        priority: int = 0,
     ) -> None:
         self.tokens = prompt
         self.n_prompt = len(prompt)
@@ -70,6 +89,10 @@ class Sequence:
         self.block_keys: list[Key] = []
         self.adapters = adapters
         self.adapter_key = adapter_key
+        self.turn = Turn(priority)
+        self.saved: SavedBlocks | None = None
+        self.leader: Sequence | None = None
+        self.restoring = False
         self.sampler = sampler
         self.logprobs = logprobs
         self.stream = stream
@@ -81,6 +104,11 @@ class Sequence:
         self._started = 0.0
         self._first_token = 0.0
         self._last_token = 0.0
+
+    @property
+    def held(self) -> bool:
+        """It cannot join yet."""
+        return self.leader is not None or self.restoring
 
     @property
     def n_generated(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Mapping
 from collections.abc import Sequence as Sequence_
 from time import perf_counter
 
@@ -31,7 +32,7 @@ from engine.drafts.drafting import Drafting
 from engine.drafts.guess import Guess, judge
 from engine.drafts.speculation import Speculation
 from engine.errors import DeviceError, OutOfMemoryError, RealmError, RequestError
-from engine.request import check_request, prompt_tokens
+from engine.request import check_request, parallel_request, prompt_tokens
 from engine.sampling import Sampler, log_probabilities
 from engine.scheduler import Scheduler, Step
 from engine.sequence import Limits, Meter, Sequence
@@ -56,7 +57,7 @@ class Serving:
         self.tokenizer = tokenizer
         self.plain_template = ChatTemplate(PLAIN_CHAT_TEMPLATE)
         self.template = template or self.plain_template
-        self._scheduler = Scheduler(model.n_blocks, model.max_rows, info.context_length)
+        self._scheduler = Scheduler(model.n_blocks, model.max_rows, info.context_length, model)
         self._meter = Meter(model.weight_bytes_per_token, model.read_bandwidth())
         # the output may be padded with rows that are no tokens; those are never drawn
         self._n_vocab = min(model.n_vocab, tokenizer.n_vocab)
@@ -75,34 +76,53 @@ class Serving:
 
     @property
     def busy(self) -> bool:
-        return bool(self._scheduler.running or self._scheduler.waiting)
+        return self._scheduler.ready
 
     def add(self, stream: Stream, request: GenerateRequest, submitted: float) -> None:
         """Queues a request. Raises a RealmError when something is wrong with it."""
+        self.add_parallel({0: stream}, request, submitted)
+
+    def add_parallel(self, streams: Mapping[int, Stream], request: GenerateRequest, submitted: float) -> None:
+        """Queues one request for several answers, numbered from 0, each with its stream; its prompt is computed once.
+
+        Raises a RealmError when something is wrong with it; nothing is queued then.
+        """
+        sequences: list[Sequence] = []
+        for number, stream in streams.items():
+            known = sequences[0].tokens if sequences else None
+            sequences.append(self._sequence(stream, parallel_request(request, number), submitted, known))
+        for sequence in sequences:
+            self._scheduler.add(sequence)
+            sequence.leader = None if sequence is sequences[0] else sequences[0]
+
+    def _sequence(
+        self, stream: Stream, request: GenerateRequest, submitted: float, tokens: list[int] | None = None
+    ) -> Sequence:
+        """tokens: the prompt's, where they are known."""
         check_request(request)
         drafting = self._drafting(request)
         sampler = Sampler(request.sampling, self._n_vocab, self.tokenizer)
         template = self.plain_template if request.plain_template else self.template
-        tokens = prompt_tokens(request, self.tokenizer, template, self._n_vocab)
+        if tokens is None:
+            tokens = prompt_tokens(request, self.tokenizer, template, self._n_vocab)
         # a request that ignores end tokens takes them for text like any other, so that its text spells all its tokens
         end_tokens = frozenset[int]() if request.ignore_eos else self.tokenizer.end_tokens
         decoder = self.tokenizer.stream_decoder(keep_special=request.ignore_eos)
         adapters = self.adapters.resolve(request.adapters, self._adapters_in_use())
-        self._scheduler.add(
-            Sequence(
-                tokens,
-                context_length=self._scheduler.context_length,
-                max_blocks=self._scheduler.max_blocks,
-                sampler=sampler,
-                text=AnswerText(decoder, request.stop),
-                limits=Limits(request.max_tokens, end_tokens),
-                stream=stream,
-                submitted=submitted,
-                logprobs=request.logprobs,
-                drafting=drafting,
-                adapters=adapters.uses,
-                adapter_key=adapters.key,
-            )
+        return Sequence(
+            list(tokens),
+            context_length=self._scheduler.context_length,
+            max_blocks=self._scheduler.max_blocks,
+            sampler=sampler,
+            text=AnswerText(decoder, request.stop),
+            limits=Limits(request.max_tokens, end_tokens),
+            stream=stream,
+            submitted=submitted,
+            priority=request.priority,
+            logprobs=request.logprobs,
+            drafting=drafting,
+            adapters=adapters.uses,
+            adapter_key=adapters.key,
         )
 
     def _drafting(self, request: GenerateRequest) -> Drafting | None:
@@ -148,6 +168,7 @@ class Serving:
             return
         computed = perf_counter()
         only_decodes = all(rows.samples and rows.count == 1 for rows in step.rows)
+        self._scheduler.pace.measured(len(step.batch.tokens), computed - began, waited=len(logits) > 0)
         self._scheduler.advance(step)
         row = 0
         new: list[tuple[Sequence, int]] = []
@@ -157,6 +178,8 @@ class Serving:
                 sequence.stream.put(PrefillProgress(sequence.n_computed, sequence.n_prompt))
             if rows.samples:
                 before, wanted = len(sequence.tokens), 1 + len(rows.guesses)
+                if not sequence.n_generated:
+                    self._fork(sequence, logits[row : row + 1])
                 self._continue(sequence, logits[row : row + wanted])
                 new.append((sequence, len(sequence.tokens) - before))
                 row += wanted
@@ -183,6 +206,14 @@ class Serving:
             if not sequence.started:
                 sequence.start(perf_counter())
                 sequence.stream.put(Started(sequence.n_prompt, sequence.context_length))
+
+    def _fork(self, parent: Sequence, logits: NDArray[np.float32]) -> None:
+        """Begins the other answers to the parent's prompt, which has just been computed."""
+        for sequence in self._scheduler.fork(parent):
+            sequence.start(perf_counter())
+            sequence.stream.put(Started(sequence.n_prompt, sequence.context_length))
+            sequence.stream.put(PrefillProgress(sequence.n_computed, sequence.n_prompt))
+            self._continue(sequence, logits)
 
     def _forward(self, step: Step) -> NDArray[np.float32] | None:
         """The logits, or None when the step failed in a way that leaves the model usable."""

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import engine.request
+import engine.request as engine_request
 from engine.api import (
     EngineState,
     Failed,
@@ -687,3 +688,104 @@ def test_log_probabilities_are_those_of_the_raw_logits(start: Start) -> None:
 @pytest.mark.parametrize("bad", [-1, True, 1.5, 10**6])
 def test_an_invalid_number_of_alternatives_is_refused(start: Start, bad: Any) -> None:
     assert "logprobs" in str(error_of(start(FakeModel()).submit(ask(logprobs=bad))))
+
+
+# -- fairness, priorities, parallel answers
+
+
+def first_tokens(model: FakeModel, engine: Engine, requests: list[GenerateRequest], gate: Gate) -> list[int]:
+    """Submits the first request, the others once a step of it has begun; the order in which first tokens come."""
+    streams = [engine.submit(requests[0])]
+    gate.wait()
+    streams += [engine.submit(request) for request in requests[1:]]
+    gate.open()
+    ends = [list(stream)[-1] for stream in streams]
+    assert all(isinstance(end, Finished) for end in ends)
+    times = [end.figures.time_to_first_token_s for end in ends if isinstance(end, Finished)]
+    return sorted(range(len(times)), key=times.__getitem__)
+
+
+def test_a_short_request_overtakes_a_long_prompt(start: Start) -> None:
+    gate = Gate(at=2)
+    model = FakeModel(n_blocks=128, max_rows=64, before=gate)
+    long, short = ask(*[1, 2] * 1000, n=3), ask(7, 8, 9, n=3)
+    assert first_tokens(model, start(model), [long, short], gate) == [1, 0]
+
+
+def test_short_requests_do_not_starve_a_long_prompt(start: Start) -> None:
+    """One after the other would keep it waiting for ever; it waits for as many of their rows as it has itself."""
+    model = FakeModel(n_blocks=400, max_rows=10, before=lambda batch: time.sleep(0.001))
+    engine = start(model)
+    long = engine.submit(ask(*[1, 2] * 100, n=1))
+    overtook = 0
+    while not long.ended:
+        streams = [engine.submit(ask(*[n, overtook % 250, 3] * 7, n=1)) for n in range(4)]
+        assert all(answer(stream) for stream in streams)
+        overtook += 4
+    assert 4 <= overtook <= 200 // 21 + 2 * 4
+
+
+def test_the_higher_priority_goes_first(start: Start) -> None:
+    gate = Gate(at=2)
+    model = FakeModel(n_blocks=64, max_rows=16, before=gate)
+    requests = [ask(*[n, 2] * 40, n=2, priority=priority) for n, priority in enumerate((0, 0, -1, 3, 2))]
+    assert first_tokens(model, start(model), requests, gate) == [3, 4, 0, 1, 2]
+
+
+def test_a_higher_priority_takes_the_place_of_a_lower_one(start: Start) -> None:
+    gate = Gate(at=3)
+    model = FakeModel(n_blocks=4, before=gate)
+    engine = start(model)
+    low = engine.submit(ask(*range(60), n=60, ignore_eos=True))
+    gate.wait()
+    high = engine.submit(ask(*range(9, 99), n=5, ignore_eos=True, priority=1))
+    gate.open()
+    ends = [list(stream)[-1] for stream in (high, low)]
+    assert isinstance(ends[0], Finished)
+    assert isinstance(ends[1], Finished)
+    assert ends[0].figures.decode_s < ends[1].figures.decode_s
+    assert engine.status().active_requests == 0
+
+
+def test_parallel_answers_share_one_prompt(start: Start) -> None:
+    model = FakeModel()
+    engine = start(model)
+    prompt = list(range(100))
+    request = ask(*prompt, n=30, sampling=SamplingParams(seed=5), ignore_eos=True)
+    answers = [answer(stream) for stream in engine.submit_parallel(request, 4)]
+    assert sum(len(batch.tokens) for batch in model.batches) == 100 + 4 * 29
+    assert len({tuple(one) for one in answers}) == 4
+    assert answers[0] == lone_run(prompt, 30, SamplingParams(seed=5), ignore_eos=True)
+    for number, tokens in enumerate(answers):
+        sampling = engine_request.parallel_request(request, number).sampling
+        assert tokens == lone_run(prompt, 30, sampling, ignore_eos=True)
+
+
+def test_parallel_answers_go_on_when_the_first_is_cancelled(start: Start) -> None:
+    gate = Gate(at=2)
+    model = FakeModel(max_rows=16, before=gate)
+    engine = start(model)
+    streams = engine.submit_parallel(ask(*range(100), n=5, ignore_eos=True), 3)
+    gate.wait()
+    streams[0].cancel()
+    gate.open()
+    assert answer(streams[0]) == []
+    assert [answer(stream) for stream in streams[1:]] == [lone_run(list(range(100)), 5, ignore_eos=True)] * 2
+
+
+def test_what_is_wrong_with_parallel_answers_is_said_in_each(start: Start) -> None:
+    engine = start(FakeModel())
+    assert {str(error_of(stream)) for stream in engine.submit_parallel(ask(1, n=0), 3)} == {
+        "max_tokens is 0, but it has to be a whole number from 1 up. Or leave it out."
+    }
+    with pytest.raises(RequestError, match="0 answers"):
+        engine.submit_parallel(ask(1), 0)
+
+
+def test_an_answer_that_lost_its_place_does_not_compute_its_tokens_again(start: Start) -> None:
+    model = FakeModel(n_blocks=6)
+    engine = start(model)
+    streams = [engine.submit(ask(*range(n, n + 60), n=90, ignore_eos=True)) for n in range(4)]
+    for n, stream in enumerate(streams):
+        assert answer(stream) == lone_run(list(range(n, n + 60)), 90, ignore_eos=True)
+    assert sum(len(batch.tokens) for batch in model.batches) == 4 * (60 + 89)
