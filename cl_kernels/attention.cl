@@ -106,6 +106,7 @@ typedef struct {
     int q_stride, out_stride;        // floats between rows
     int rows, heads;                 // rows * heads <= MAX_QUERIES
     int row_position;                // position of the first row in its sequence; the others follow
+    int whole;                       // every row reads all of the positions, not only those up to its own
     int first, last;                 // key positions first .. last-1; first is a multiple of 32
     int segment;                     // positions of a segment, a multiple of 32
     int kv_head, kv_heads, head_width, value_width;
@@ -171,7 +172,7 @@ static void attend_tile(const Attend *a)
             int at[4]; // position of the query's row
             for (int u = 0; u < 4; u++) {
                 const int index = min(j + u, queries - 1), row = index / a->heads;
-                at[u] = a->row_position + row;
+                at[u] = a->whole ? a->last - 1 : a->row_position + row;
                 qu[u] = a->q + (long)row * a->q_stride + (index % a->heads) * head_width;
             }
             if (at[3] < start || (a->window && start + POSITIONS <= at[0] - a->window + 1))

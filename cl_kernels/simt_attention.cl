@@ -207,8 +207,9 @@ __kernel __attribute__((reqd_work_group_size(THREADS, 1, 1))) void A(attend_tile
     __local uint *v_words = (__local uint *)shared;
     const __local half *v_tile = (const __local half *)shared;
     const int me = get_local_id(0), mine = me / 8 * PER_ITEM, across = me % 8, head = get_group_id(0) * TILE_HEADS;
-    const __global int *tile = in + in[IN_AT_TILES] + 3 * get_group_id(1); // first row, rows, its position
-    const int row = tile[0], queries = tile[1] * TILE_HEADS, row_position = tile[2], last = row_position + tile[1];
+    const __global int *tile = in + in[IN_AT_TILES] + 4 * get_group_id(1); // first row, rows, its position, step to the next's
+    const int row = tile[0], queries = tile[1] * TILE_HEADS, row_position = tile[2], row_step = tile[3];
+    const int last = row_position + (tile[1] - 1) * row_step + 1;
     const int kv_head = head / (heads / kv_heads), sequence = in[in[IN_AT_SEQUENCES] + row];
     const __global int *table = in + in[IN_AT_BLOCKS] + (long)sequence * in[IN_MAX_BLOCKS];
     const __global float *q = FLOATS_IN(q_buffer, q_at) + ((long)row * heads + head) * HW;
@@ -247,7 +248,7 @@ __kernel __attribute__((reqd_work_group_size(THREADS, 1, 1))) void A(attend_tile
         const int4 position = start + 4 * across + (int4)(0, 1, 2, 3);
         _Pragma("unroll") for (int i = 0; i < PER_ITEM; i++)
         {
-            const int at = row_position + (mine + i) / TILE_HEADS;
+            const int at = row_position + (mine + i) / TILE_HEADS * row_step;
             s[i].x = A(score)(s[i].x, scale, softcap);
             s[i].y = A(score)(s[i].y, scale, softcap);
             s[i].z = A(score)(s[i].z, scale, softcap);

@@ -52,6 +52,9 @@ static inline float load_bf16(const __global void *p)
 #define IN_AT_BLOCKS 10
 #define IN_AT_ROPE 11 // one word per rope table
 
+// The row of a table that a row of the batch takes: its token's (index 0), its position's (1), or the first one (2)
+#define CHOSEN_ROW(index, row) ((index) == 2 ? 0 : in[in[IN_AT_TOKENS + (index)] + (row)])
+
 #define FLOATS(buffer, at) ((__global float *)((buffer) + (at)))
 #define FLOATS_IN(buffer, at) ((const __global float *)((buffer) + (at)))
 

@@ -228,10 +228,10 @@ DEFINE_MATMUL(expert_matmul_4, 4, 1)
 // The rows of a table that the tokens name, as float32: one work-item to a block of 32 values, a row to each index of
 // the second dimension.
 __kernel void T(embed)(
-    const __global int *in, const __global uchar *weights, long weights_at, int k, float scale_of_all, __global uchar *out,
+    const __global int *in, int index, const __global uchar *weights, long weights_at, int k, float scale_of_all, __global uchar *out,
     long out_at)
 {
-    const int b = get_global_id(0), row = get_global_id(1), token = in[in[IN_AT_TOKENS] + row], lane = token % 16;
+    const int b = get_global_id(0), row = get_global_id(1), token = CHOSEN_ROW(index, row), lane = token % 16;
     if (b >= k / 32)
         return;
     const __global uchar *base = weights + weights_at + (token / 16) * T(group_bytes)(k);

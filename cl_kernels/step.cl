@@ -23,7 +23,7 @@
 // What the fields mean is said where an operation reads them; lowering.py fills them in.
 typedef struct {
     int kind, type, logit_rows, n, k, chunk, heads, kv_heads, head_width, value_width, how, act, gather, table, start;
-    int window, experts, used, shared, renormalise, groups, groups_used, out_stride, unused;
+    int window, experts, used, shared, renormalise, groups, groups_used, out_stride, whole;
     float epsilon, scale, cap, unused_float;
     long p[8];
 } Op;
@@ -94,6 +94,7 @@ static void attend_chunk(const __global Op *op, const __global int *in, int c)
     a.rows = tile[1];
     a.heads = op->chunk;
     a.row_position = position;
+    a.whole = op->whole;
     a.first = tile[3];
     a.last = tile[4];
     a.segment = tile[5];
@@ -209,9 +210,9 @@ static void run_chunk(const __global Op *op, const __global int *in, int c)
 {
     const int rows = op->logit_rows ? in[IN_LOGIT_ROWS] : in[IN_ROWS];
     switch (op->kind) {
-    case OP_EMBED: { // p: weights, out
+    case OP_EMBED: { // p: weights, out; table: the row is the token's (0), its position's (1) or the first one (2)
         __global float *out = FLOATS(op->p[1]) + (long)c * op->k;
-        embed_row(op->type, BYTES(op->p[0]), in[in[IN_AT_TOKENS] + c], op->k, out);
+        embed_row(op->type, BYTES(op->p[0]), op->table == 2 ? 0 : in[in[IN_AT_TOKENS + op->table] + c], op->k, out);
         if (op->scale != 1.0f)
             for (int i = 0; i < op->k; i++)
                 out[i] *= op->scale;

@@ -11,6 +11,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from engine.errors import RealmError
 
 DEFAULT_SAMPLERS: tuple[str, ...] = (
@@ -153,6 +156,31 @@ class GenerateRequest:
     logprobs: int = 0
 
 
+class Pooling(StrEnum):
+    """How the vectors of a text's tokens become one."""
+
+    MEAN = "mean"
+    CLS = "cls"  # the first token's
+    LAST = "last"
+    NONE = "none"  # they do not: every token keeps its own
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """vectors: float32 [texts, width], of length 1 where `normalised`; with Pooling.NONE [all tokens, width], a text's
+    tokens after those of the text before.
+
+    token_counts: of each text, with the tokens that the model wants around it. truncated: the texts (from 0) that were
+    cut to what the model takes.
+    """
+
+    vectors: NDArray[np.float32]
+    token_counts: tuple[int, ...]
+    pooling: Pooling
+    normalised: bool
+    truncated: tuple[int, ...] = ()
+
+
 class StopReason(StrEnum):
     EOS = "eos"  # the model ended its turn
     STOP = "stop"  # a stop string appeared; the text ends before it
@@ -286,6 +314,8 @@ class ModelInfo:
     scratch_bytes: int
     has_chat_template: bool
     load_s: float
+    is_encoder: bool = False  # it gives embeddings only and cannot chat
+    pooling: str = ""  # what its file asks for: mean, cls, last, none, rank or nothing
     notes: tuple[str, ...] = ()  # sentences the user should see: fallbacks, skipped tensors, unknown pre-tokenizer
 
 

@@ -12,9 +12,14 @@ from numpy.typing import NDArray
 from engine.adapters.base import BoundAdapter
 from engine.adapters.runs import AdapterSet
 from engine.api import DeviceInfo
+from engine.graph import Graph
 
 KV_BLOCK = 32
 """Tokens in one block of the paged KV cache."""
+
+
+ENCODER_BLOCKS = 4
+"""An encoder's cache has so many blocks for each that its longest text fills."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ class LoadedModel(Protocol):
     n_blocks: int  # physical KV blocks
     max_rows: int  # the largest batch that one call takes
     weight_bytes_per_token: int  # weight bytes a decode step of one row reads
+    hidden_width: int  # numbers of a row that hidden() gives; 0 for a model without a last norm
 
     @property
     def block_bytes(self) -> int:
@@ -70,7 +76,15 @@ class LoadedModel(Protocol):
     def forward(self, batch: Batch) -> NDArray[np.float32]:
         """Runs one step; returns logits float32 [len(logit_rows), n_vocab], valid until the next call.
 
-        Raises DeviceError when the device fails; the model is then unusable.
+        Raises DeviceError when the device fails; the model is then unusable. An encoder (Graph.causal is False) has no
+        logits: forward() gives what hidden() does.
+        """
+        ...
+
+    def hidden(self, batch: Batch) -> NDArray[np.float32]:
+        """Runs one step up to Graph.hidden; float32 [len(logit_rows), hidden_width], valid until the next call.
+
+        An encoder needs all of a sequence in one batch. Raises as forward().
         """
         ...
 
@@ -113,6 +127,12 @@ class TakesAdapters(Protocol):
 
 Progress = Callable[[str, float, str], None]
 """progress(stage, fraction 0..1 of that stage, detail)."""
+
+
+def step_rows(graph: Graph, n_blocks: int, usual: int) -> int:
+    """Rows of one step: `usual`, but for an encoder, whose texts go through whole, as many as a quarter of its cache
+    holds; the rest is room for many short texts, whose last blocks are part empty."""
+    return usual if graph.causal else max(KV_BLOCK, n_blocks // ENCODER_BLOCKS * KV_BLOCK)
 
 
 def split_logit_rows(batch: Batch, most: int) -> list[Batch]:

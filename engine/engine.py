@@ -18,6 +18,7 @@ from engine.adapters import AdapterBase, read_adapter
 from engine.api import (
     AdapterInfo,
     AdapterUse,
+    Embeddings,
     EngineState,
     EngineStatus,
     Failed,
@@ -27,6 +28,7 @@ from engine.api import (
     LoadProgress,
     Message,
     ModelInfo,
+    Pooling,
 )
 from engine.batch import LoadedModel, Progress
 from engine.chat_template import ChatTemplate
@@ -175,15 +177,50 @@ class Engine:
 
         return self._post(count)
 
+    def embed(
+        self,
+        texts: Sequence_[str],
+        pooling: Pooling | None = None,
+        *,
+        normalise: bool = True,
+        truncate: bool = False,
+    ) -> Job[Embeddings]:
+        """Turns texts into vectors, between the steps of running requests.
+
+        An encoder reads each text whole; of any other model it is the hidden state after the last norm.
+
+        pooling: None takes the one that the model's file asks for, else the mean.
+        truncate: cuts texts that are longer than the model takes, instead of failing with ContextFullError.
+        """
+        job: Job[Embeddings] = Job()
+
+        def take() -> None:
+            if self._closing:
+                job.fail(_closed())
+            elif job.claim():
+                try:
+                    self._need_serving().embed(job, texts, pooling, normalise=normalise, truncate=truncate)
+                except Exception as error:
+                    job.fail(error)
+
+        with self._posting:
+            if self._closing:
+                job.fail(_closed())
+            else:
+                self._commands.put(take)
+        return job
+
     def call(self, function: Callable[[LoadedModel, Tokenizer], T], *, uses_kv: bool = True) -> Job[T]:
         """Runs function(model, tokenizer) on the engine's thread between two steps.
 
         uses_kv: the function steps the model itself and may use every KV block; cached prefixes are dropped and
-            running requests compute theirs again afterwards.
+            running requests compute theirs again afterwards. Refused where the model is an encoder.
         """
 
         def run(job: Job[T]) -> T:
             serving = self._need_serving()
+            if uses_kv:
+                serving.need_decoder()
             try:
                 if uses_kv:
                     serving.suspend_all()

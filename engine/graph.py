@@ -92,13 +92,22 @@ class Gating(Enum):
     CHOSEN_SOFTMAX = "chosen_softmax"
 
 
+class Index(Enum):
+    """What chooses the rows of a table."""
+
+    TOKENS = "tokens"
+    POSITIONS = "positions"
+    FIRST = "first"  # every row of the batch takes the table's first one
+
+
 @dataclass(frozen=True)
 class Embed:
-    """out = the tokens' rows of table * scale"""
+    """out = the rows of table that the batch's tokens (or their positions) choose, * scale"""
 
     out: Value
     table: Weight
     scale: float = 1.0
+    index: Index = Index.TOKENS
 
 
 @dataclass(frozen=True)
@@ -145,7 +154,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Attention:
-    """Rotates q and k, stores k and v in the cache of `layer`, then softmax(q k^T * scale) v, causal, per sequence.
+    """Rotates q and k, stores k and v in the cache of `layer`, then softmax(q k^T * scale) v, per sequence.
 
     q: [rows, n_heads * head_width]; k: [rows, n_kv_heads * head_width]; v: [rows, n_kv_heads * value_width];
     out: [rows, n_heads * value_width]. Query head h reads key/value head h // (n_heads / n_kv_heads).
@@ -155,6 +164,7 @@ class Attention:
     window: 0 for all positions; else position p reads p - window + 1 .. p only.
     softcap: above 0, scores s (after scale) become softcap * tanh(s / softcap), before masking.
     sinks: a vector [n_heads] of scores, one more term in the denominator of each head's softmax.
+    causal: position p reads positions 0 .. p; else every position of its sequence up to the last one in the batch.
     """
 
     out: Value
@@ -172,6 +182,7 @@ class Attention:
     window: int = 0
     softcap: float = 0.0
     sinks: Weight | None = None
+    causal: bool = True
 
     @property
     def v_head_width(self) -> int:
@@ -364,13 +375,19 @@ def weights_of(op: Operation) -> list[Weight]:
 class Graph:
     """A model as a list of operations; the last operation's result are the logits [len(logit_rows), n_vocab].
 
+    n_layers: layers that keep something of each position, in a cache each.
     n_kv_heads and head_width: of the widest layer; cache_widths says what each layer keeps.
+    causal: of an encoder False: its positions read later ones too, so a text goes through in one batch, nothing is
+        kept for the next, and the last operation's result is `hidden`.
+    hidden: what an embedding is made of, [len(logit_rows), width]: after the last norm, before the output matrix.
     """
 
     n_vocab: int
     n_layers: int
     n_kv_heads: int
     head_width: int
+    causal: bool = True
+    hidden: Value | None = None
     operations: list[Operation] = field(default_factory=list)
     _next: int = 0
 
@@ -378,9 +395,9 @@ class Graph:
         self._next += 1
         return Value(self._next - 1, width)
 
-    def embed(self, table: Weight, *, scale: float = 1.0) -> Value:
+    def embed(self, table: Weight, *, scale: float = 1.0, index: Index = Index.TOKENS) -> Value:
         out = self._value(table.columns)
-        self.operations.append(Embed(out, table, scale))
+        self.operations.append(Embed(out, table, scale, index))
         return out
 
     def rms_norm(self, x: Value, weight: Weight, epsilon: float, *, heads: int = 1) -> Value:
@@ -438,6 +455,7 @@ class Graph:
                 window,
                 softcap,
                 sinks,
+                self.causal,
             )
         )
         return out

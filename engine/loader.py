@@ -11,7 +11,7 @@ from pathlib import Path
 from engine.adapters import AdapterBase
 from engine.api import DeviceInfo, LoadOptions, ModelInfo
 from engine.architectures import read_architecture, read_trained_context_length
-from engine.batch import KV_BLOCK, LoadedModel, Progress
+from engine.batch import ENCODER_BLOCKS, KV_BLOCK, LoadedModel, Progress
 from engine.chat_template import ChatTemplate
 from engine.devices import choose_device, total_memory_bytes, why_numpy
 from engine.errors import ModelFileError, RequestError
@@ -49,6 +49,7 @@ def load_model(
     file = GGUFFile.open(path)
     trained = read_trained_context_length(file)
     context = _context_length(options, trained)
+    pooling = _pooling(file)
     architecture = read_architecture(file, context)
     graph = architecture.graph
     tokenizer = Tokenizer.from_gguf(file)
@@ -61,7 +62,8 @@ def load_model(
         )
     progress("reading", 1.0, path.name)
     device = choose_device(options.device)
-    model = _place(file, graph, device, -(-context // KV_BLOCK), progress, cancelled)
+    n_blocks = -(-context // KV_BLOCK) * (1 if graph.causal else ENCODER_BLOCKS)
+    model = _place(file, graph, device, n_blocks, progress, cancelled)
     memory = model.memory()
     types = Counter[str]()
     for info in file.tensors.values():
@@ -75,7 +77,7 @@ def load_model(
             f"{len(names)} tensors of the file belong to parts that Realm does not run and were left out: "
             f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''}."
         )
-    if template is None:
+    if template is None and graph.causal:
         notes.append("This model carries no chat template; a plain one is used.")
     if context > trained:
         notes.append(
@@ -102,6 +104,8 @@ def load_model(
             scratch_bytes=memory.scratch_bytes,
             has_chat_template=template is not None,
             load_s=time.perf_counter() - began,
+            is_encoder=not graph.causal,
+            pooling=pooling,
             notes=tuple(notes),
         ),
         AdapterBase.of(file, graph),
@@ -117,6 +121,16 @@ def _context_length(options: LoadOptions, trained: int) -> int:
             f"Choose between 1 and {1 << 22}; the model was trained for {trained}.",
         )
     return options.context_length
+
+
+POOLINGS = ("none", "mean", "cls", "last", "rank")
+"""By their numbers in files."""
+
+
+def _pooling(file: GGUFFile) -> str:
+    """The pooling that a file asks for, or nothing."""
+    number = file.int(f"{file.architecture}.pooling_type", None, minimum=0, maximum=len(POOLINGS) - 1)
+    return "" if number is None else POOLINGS[number]
 
 
 def _place(

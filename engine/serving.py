@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections import deque
 from collections.abc import Mapping
 from collections.abc import Sequence as Sequence_
 from time import perf_counter
@@ -16,11 +17,13 @@ from engine.adapters.rack import AdapterRack
 from engine.answer_text import AnswerText
 from engine.api import (
     AdapterUse,
+    Embeddings,
     Failed,
     Figures,
     Finished,
     GenerateRequest,
     ModelInfo,
+    Pooling,
     PrefillProgress,
     Started,
     StopReason,
@@ -31,7 +34,9 @@ from engine.chat_template import PLAIN_CHAT_TEMPLATE, ChatTemplate
 from engine.drafts.drafting import Drafting
 from engine.drafts.guess import Guess, judge
 from engine.drafts.speculation import Speculation
+from engine.embedding import EmbeddingWork, cannot_chat
 from engine.errors import DeviceError, OutOfMemoryError, RealmError, RequestError
+from engine.job import Job
 from engine.request import check_request, parallel_request, prompt_tokens
 from engine.sampling import Sampler, log_probabilities
 from engine.scheduler import Scheduler, Step
@@ -61,8 +66,12 @@ class Serving:
         self._meter = Meter(model.weight_bytes_per_token, model.read_bandwidth())
         # the output may be padded with rows that are no tokens; those are never drawn
         self._n_vocab = min(model.n_vocab, tokenizer.n_vocab)
-        self.info = dataclasses.replace(info, context_length=self._scheduler.context_length)
         self.speculation = Speculation()
+        if info.is_encoder:  # its cache has room for several texts of the longest kind
+            self.info = info
+        else:
+            self.info = dataclasses.replace(info, context_length=self._scheduler.context_length)
+        self._embeddings: deque[EmbeddingWork] = deque()
         self.figures: Figures | None = None
         self.adapters = AdapterRack(model, base)
 
@@ -76,7 +85,7 @@ class Serving:
 
     @property
     def busy(self) -> bool:
-        return self._scheduler.ready
+        return self._scheduler.ready or bool(self._embeddings)
 
     def add(self, stream: Stream, request: GenerateRequest, submitted: float) -> None:
         """Queues a request. Raises a RealmError when something is wrong with it."""
@@ -87,6 +96,7 @@ class Serving:
 
         Raises a RealmError when something is wrong with it; nothing is queued then.
         """
+        self.need_decoder()
         sequences: list[Sequence] = []
         for number, stream in streams.items():
             known = sequences[0].tokens if sequences else None
@@ -154,8 +164,58 @@ class Serving:
         sequences = [*self._scheduler.running, *self._scheduler.waiting]
         return {number for sequence in sequences for number, _ in sequence.adapters}
 
+    def need_decoder(self) -> None:
+        """Raises RequestError where the model is an encoder."""
+        if self.info.is_encoder:
+            raise cannot_chat(self.info.name)
+
+    def embed(
+        self, job: Job[Embeddings], texts: Sequence_[str], pooling: Pooling | None, *, normalise: bool, truncate: bool
+    ) -> None:
+        """Queues texts to embed; the job ends with them. Raises a RealmError when something is wrong with one."""
+        self._embeddings.append(
+            EmbeddingWork(
+                job,
+                texts,
+                pooling=pooling,
+                normalise=normalise,
+                truncate=truncate,
+                tokenizer=self.tokenizer,
+                model=self.model,
+                info=self.info,
+            )
+        )
+
     def step(self) -> None:
-        """One forward pass and what follows from it. Raises DeviceError when the device failed."""
+        """One forward pass of the running requests and one of texts to embed, and what follows from them.
+
+        Raises DeviceError when the device failed.
+        """
+        self._step_requests()
+        if self._embeddings:
+            self._step_embeddings()
+
+    def _step_embeddings(self) -> None:
+        work, scheduler = self._embeddings[0], self._scheduler
+        try:
+            if not work.step(scheduler.blocks, alone=not scheduler.running):
+                return
+        except DeviceError:
+            raise
+        except Exception as failure:
+            log.exception("Embedding failed")
+            work.job.fail(
+                failure
+                if isinstance(failure, RealmError)
+                else RealmError(
+                    f"Embedding failed ({type(failure).__name__}: {failure}).",
+                    "This is a mistake in the program; please report it.",
+                )
+            )
+        if work.job.done():
+            self._embeddings.popleft()
+
+    def _step_requests(self) -> None:
         self._end_cancelled()
         self.speculation.propose([s for s in self._scheduler.running if s.n_generated and s.n_pending == 1])
         step = self._scheduler.schedule()
@@ -189,10 +249,16 @@ class Serving:
 
     def suspend_all(self) -> None:
         self._scheduler.suspend_all()
+        for work in self._embeddings:
+            work.suspend(self._scheduler.blocks)
 
     def fail_all(self, reason: RealmError) -> None:
         for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
             self._fail(sequence, reason)
+        for work in self._embeddings:
+            work.end(self._scheduler.blocks)
+            work.job.fail(reason)
+        self._embeddings.clear()
 
     def _end_cancelled(self) -> None:
         scheduler = self._scheduler

@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "devices": ("devices", "list the devices that can compute"),
     "fetch-starter": ("fetch_starter", "download the starter model"),
     "generate": ("generate", "generate tokens, with every setting"),
+    "embed": ("embed", "turn texts into vectors"),
     "logits": ("logits", "write the logits after each token of a sequence"),
     "tokenize": ("tokenize", "turn text into token ids"),
     "detokenize": ("detokenize", "turn token ids into text"),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from engine.architectures import (
+    bert,
     command_r,
     deepseek2,
     gemma,
@@ -47,6 +48,9 @@ ARCHITECTURES: Mapping[str, Callable[[GGUFFile, int], Graph]] = {
     "glm4": glm4.build,
     "deepseek2": deepseek2.build,
     "lfm2": lfm2.build,
+    "bert": bert.build_bert,
+    "nomic-bert": bert.build_nomic_bert,
+    "nomic-bert-moe": bert.build_nomic_bert,
 }
 """general.architecture -> what builds its graph for sequences of up to so many tokens."""
 

@@ -28,9 +28,18 @@ class Decoder:
     """
 
     def __init__(
-        self, file: GGUFFile, context_length: int, *, norm: Literal["rms", "layer"] = "rms", hybrid: bool = False
+        self,
+        file: GGUFFile,
+        context_length: int,
+        *,
+        norm: Literal["rms", "layer"] = "rms",
+        hybrid: bool = False,
+        causal: bool = True,
     ) -> None:
-        """norm: the kind that norm() gives. hybrid: only some layers attend, n_kv_heads is of these (lfm2)."""
+        """norm: the kind that norm() gives. hybrid: only some layers attend, n_kv_heads is of these (lfm2).
+
+        causal: False for encoders; a file of any family may say so too (attention.causal).
+        """
         self.file = file
         self.arch = file.architecture
         self.context_length = context_length
@@ -61,7 +70,8 @@ class Decoder:
             raise ModelFileError(
                 f"{file.path.name} has no usable tensor 'token_embd.weight'.", "It may hold a vocabulary only."
             )
-        self.g = Graph(embedding.shape[0], self.n_layers, self.n_kv_heads, self.head_width)
+        causal = file.bool(self.key("attention.causal"), causal)
+        self.g = Graph(embedding.shape[0], self.n_layers, self.n_kv_heads, self.head_width, causal)
         self._table = matrix(file, "token_embd.weight", self.g.n_vocab, self.width)
 
     def _head_width(self) -> int:
@@ -207,13 +217,18 @@ class Decoder:
         softcap: float = 0.0,
         sinks: Weight | None = None,
         output_scale: float = 1.0,
+        cache: int | None = None,
     ) -> Value:
-        """Attention and its output projection."""
+        """Attention and its output projection. cache: whose keys and values these are, if not the layer's own."""
+        if window and not self.g.causal:
+            raise UnsupportedModelError(
+                f"{self.file.path.name} attends to both sides within a sliding window, which Realm does not do yet."
+            )
         a = self.g.attention(
             q,
             k,
             v,
-            layer=layer,
+            layer=layer if cache is None else cache,
             n_heads=self.n_heads,
             scale=self.scale,
             rope=rope,
@@ -299,8 +314,11 @@ class Decoder:
         return self.g.select_rows(x) if layer == self.n_layers - 1 else x
 
     def logits(self, h: Value, *, scale: float = 1.0, norm: str = "output_norm") -> Value:
-        """The last norm and the output matrix, which is the token table where the file has none."""
-        h = self.norm(h, norm)
+        """The last norm and the output matrix, which is the token table where the file has none; for encoders only the
+        norm."""
+        h = self.g.hidden = self.norm(h, norm)
+        if not self.g.causal:
+            return h
         if self.has("output.weight"):
             return self.linear(h, "output", self.g.n_vocab, scale=scale)
         return self.g.linear(h, self._table, optional_vector(self.file, "output.bias", self.g.n_vocab), scale=scale)

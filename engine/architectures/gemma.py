@@ -86,6 +86,6 @@ def _rest_of_layer(d: Decoder, layer: int, h: Value, attended: Value) -> Value:
 
 def _logits(d: Decoder, h: Value, cap: float) -> Graph:
     logits = d.logits(h)
-    if cap:
+    if cap and d.g.causal:
         d.g.soft_cap(logits, cap)
     return d.g

@@ -62,6 +62,7 @@ class FakeModel:
     device = DEVICE
     n_vocab = N_VOCAB
     weight_bytes_per_token = 1_000_000
+    hidden_width = 3
 
     def __init__(
         self,
@@ -87,6 +88,13 @@ class FakeModel:
             self._cache[batch.block_tables[sequence, position // KV_BLOCK], position % KV_BLOCK] = token
         rows = [self.logits(self._history(batch, row)) for row in batch.logit_rows]
         return np.array(rows, np.float32).reshape(len(rows), self.n_vocab)
+
+    def hidden(self, batch: Batch) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """The token, its position and a number that depends on everything up to it."""
+        self.forward(batch)
+        histories = [self._history(batch, row) for row in batch.logit_rows]
+        rows = [(h[-1], len(h) - 1, sum(i * token for i, token in enumerate(h, 1))) for h in histories]
+        return np.array(rows, np.float32).reshape(-1, self.hidden_width)
 
     def _history(self, batch: Batch, row: int) -> History:
         length = int(batch.positions[row]) + 1

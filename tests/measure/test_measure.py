@@ -70,6 +70,11 @@ class RememberingModel:
     def kv_layout(self) -> str:
         return "fake"
 
+    hidden_width = 0
+
+    def hidden(self, batch: Batch) -> NDArray[np.float32]:
+        raise NotImplementedError
+
     def read_blocks(self, blocks: Sequence[int]) -> NDArray[np.uint8]:
         return self.kv[list(blocks)].view(np.uint8)
 

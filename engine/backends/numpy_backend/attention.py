@@ -82,6 +82,8 @@ def attention(
         for first in range(start, end, QUERY_ROWS):
             last = min(first + QUERY_ROWS, end)
             positions = batch.positions[first:last]
+            if not op.causal:  # as if all of them came last
+                positions = np.full_like(positions, batch.positions[end - 1])
             begin = max(0, int(positions[0]) - op.window + 1) if op.window else 0
             tiles = at.tiles(sequence, begin, int(positions[-1]) + 1)
             out[first:last] = _attend(op, q[first:last], keys, values, tiles, positions, sinks)

@@ -20,7 +20,7 @@ from engine.backends.numpy_backend.attention import Positions, attention, short_
 from engine.backends.numpy_backend.experts import Assignment, expert_linear, expert_sum, route
 from engine.backends.numpy_backend.rows import activate, gate, join, layer_norm, rms_norm
 from engine.backends.numpy_backend.weights import BLOCK_VALUES, Weights, product
-from engine.batch import KV_BLOCK, Batch, MemoryUse, Progress
+from engine.batch import KV_BLOCK, Batch, MemoryUse, Progress, step_rows
 from engine.gguf import GGUFFile
 from engine.graph import (
     Activate,
@@ -31,6 +31,7 @@ from engine.graph import (
     ExpertSum,
     Gate,
     Graph,
+    Index,
     Join,
     LayerNorm,
     Linear,
@@ -91,7 +92,8 @@ class NumpyModel:
         self.device = device
         self.n_vocab = graph.n_vocab
         self.n_blocks = n_blocks
-        self.max_rows = 256
+        self.max_rows = step_rows(graph, n_blocks, 256)
+        self.hidden_width = graph.hidden.width if graph.hidden else 0
         self._graph = graph
         self._adapters: dict[int, BoundAdapter] = {}
         self._n_adapters = 0  # ever added
@@ -117,6 +119,7 @@ class NumpyModel:
                 (op.out.id, self._adapted(op, self._compile(op), i > self._logits_begin), done)
                 for i, (op, done) in enumerate(zip(graph.operations, last_uses, strict=True))
             ]
+        self._hidden_end = 1 + next((i for i, op in enumerate(graph.operations) if op.out is graph.hidden), -1)
 
     def add_adapter(self, adapter: BoundAdapter) -> int:
         self._n_adapters += 1
@@ -167,8 +170,16 @@ class NumpyModel:
         self._adapters.clear()
 
     def forward(self, batch: Batch) -> Array:
+        return self._run(batch, self._graph.logits, len(self._plan))
+
+    def hidden(self, batch: Batch) -> Array:
+        assert self._graph.hidden is not None
+        return self._run(batch, self._graph.hidden, self._hidden_end)
+
+    def _run(self, batch: Batch, result: Value, end: int) -> Array:
+        """The value `result`, after the first `end` operations."""
         step = Step(batch, self._n_values)
-        plan = self._plan if len(batch.logit_rows) else self._plan[: self._logits_begin]
+        plan = self._plan[:end] if len(batch.logit_rows) else self._plan[: self._logits_begin]
         values = step.values
         with np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ignore"):
             for out, run, done in plan:
@@ -176,8 +187,8 @@ class NumpyModel:
                 for value in done:
                     values[value] = None
         if not len(batch.logit_rows):
-            return np.empty((0, self.n_vocab), np.float32)
-        return step[self._graph.logits]
+            return np.empty((0, result.width), np.float32)
+        return step[result]
 
     def _last_uses(self) -> list[list[int]]:
         last = {value.id: i for i, op in enumerate(self._graph.operations) for value in inputs(op)}
@@ -268,6 +279,11 @@ class NumpyModel:
 
     def _embed(self, op: Embed) -> Run:
         weights, table, scale = self._weights, op.table, np.float32(op.scale)
+        match op.index:
+            case Index.POSITIONS:
+                return lambda s: weights.take(table, s.batch.positions) * scale
+            case Index.FIRST:
+                return lambda s: weights.take(table, np.zeros_like(s.batch.tokens)) * scale
         if scale == 1:
             return lambda s: weights.take(table, s.batch.tokens)
         return lambda s: weights.take(table, s.batch.tokens) * scale

@@ -78,9 +78,11 @@ def split_slots(batch: Batch) -> list[Batch]:
     return parts
 
 
-def fill_input(words: NDArray[np.int32], batch: Batch, ropes: list[Rope], tile_rows: int) -> tuple[int, Counts]:
+def fill_input(
+    words: NDArray[np.int32], batch: Batch, ropes: list[Rope], tile_rows: int, causal: bool
+) -> tuple[int, Counts]:
     """Writes the step's input to `words`; returns its length in words and what there is to do."""
-    tiles, singles, combines = _cut_attention(batch, tile_rows)
+    tiles, singles, combines = _cut_attention(batch, tile_rows) if causal else (_whole_tiles(batch, tile_rows), [], [])
     at = HEADER_WORDS
     offsets = []
     parts = [batch.tokens, batch.positions, batch.sequences, batch.logit_rows, tiles, singles, combines]
@@ -99,7 +101,7 @@ def fill_input(words: NDArray[np.int32], batch: Batch, ropes: list[Rope], tile_r
 def input_words(max_rows: int, n_blocks: int, ropes: list[Rope]) -> int:
     """Words that the largest input takes."""
     lone = 4 * (PARTIAL_SLOTS + max_rows)
-    return HEADER_WORDS + max_rows * (4 + 3 + 3 + n_blocks + sum(r.n_rotated for r in ropes)) + lone
+    return HEADER_WORDS + max_rows * (4 + 4 + 3 + n_blocks + sum(r.n_rotated for r in ropes)) + lone
 
 
 def _run_starts(batch: Batch) -> list[int]:
@@ -108,17 +110,27 @@ def _run_starts(batch: Batch) -> list[int]:
     return [0, *changes.tolist()]
 
 
+def _whole_tiles(batch: Batch, tile_rows: int) -> list[tuple[int, int, int, int]]:
+    """Tiles whose rows read all of their sequence: as if each of them were its last."""
+    starts = _run_starts(batch)
+    return [
+        (row, min(tile_rows, end - row), int(batch.positions[end - 1]), 0)
+        for start, end in zip(starts, [*starts[1:], len(batch.tokens)], strict=True)
+        for row in range(start, end, tile_rows)
+    ]
+
+
 def _cut_attention(
     batch: Batch, tile_rows: int
-) -> tuple[list[tuple[int, int, int]], list[tuple[int, int, int, int]], list[tuple[int, int, int]]]:
-    """Tiles of rows (first, rows, position), parts of lone rows (row, first, last, slot), what joins them."""
+) -> tuple[list[tuple[int, int, int, int]], list[tuple[int, int, int, int]], list[tuple[int, int, int]]]:
+    """Tiles of rows (first, rows, position, 1), parts of lone rows (row, first, last, slot), what joins them."""
     tiles, singles, combines = [], [], []
     slots = 0
     positions = batch.positions.tolist()
     starts = _run_starts(batch)
     for start, end in zip(starts, [*starts[1:], len(positions)], strict=True):
         if end - start > LONE_ROWS:
-            tiles += [(row, min(tile_rows, end - row), positions[row]) for row in range(start, end, tile_rows)]
+            tiles += [(row, min(tile_rows, end - row), positions[row], 1) for row in range(start, end, tile_rows)]
             continue
         for row in range(start, end):
             parts = split_lone_row(positions[row] + 1)

@@ -23,7 +23,7 @@ from engine.backends.opencl.kv_blocks import KV_LAYOUT, read_blocks, write_block
 from engine.backends.opencl.lowering import Buffer, Cache, Place, Program, lower, padded16
 from engine.backends.opencl.platforms import devices
 from engine.backends.opencl.weights import STAGING_BYTES, DeviceWeights
-from engine.batch import KV_BLOCK, Batch, MemoryUse, Progress, split_logit_rows
+from engine.batch import KV_BLOCK, Batch, MemoryUse, Progress, split_logit_rows, step_rows
 from engine.errors import DeviceError, OutOfMemoryError, UnsupportedModelError
 from engine.gguf import GGUFFile
 from engine.graph import Graph, Weight
@@ -61,6 +61,8 @@ class GpuModel:
         self._on = next(d for d in devices() if f"opencl:{d.index}" == device.id)
         self.n_vocab = graph.n_vocab
         self.n_blocks = n_blocks
+        self.hidden_width = graph.hidden.width if graph.hidden else 0
+        self._causal = graph.causal
         self._bandwidth: float | None = None
         self._turn = 0  # which of two inputs the next step writes
         self._buffers: list[Any] = []
@@ -77,7 +79,7 @@ class GpuModel:
                 f"the kernels for GPUs take up to {MAX_ROPES}.",
                 "Choose the device numpy.",
             )
-        self._plan_memory()
+        self._plan_memory(step_rows(graph, n_blocks, MAX_ROWS))
         try:
             progress("compiling", 0.0, ", ".join(names))
             self._compile(names)
@@ -152,36 +154,60 @@ class GpuModel:
         self._buffers = []
 
     def forward(self, batch: Batch) -> NDArray[np.float32]:
+        if not self._causal:
+            return self._forward(batch)
         parts = [part for some in split_logit_rows(batch, MAX_LOGIT_ROWS) for part in split_slots(some)]
         if len(parts) == 1:
             return self._forward(batch)
         return np.concatenate([self._forward(part).copy() for part in parts])
 
     def _forward(self, batch: Batch) -> NDArray[np.float32]:
+        return self._run(batch, self._logits[: len(batch.logit_rows)], self._logits_buffer, 0)
+
+    def hidden(self, batch: Batch) -> NDArray[np.float32]:
+        if not self._causal:
+            return self._forward(batch)
+        place = self._program.hidden
+        assert place is not None
+        parts = [
+            self._run(
+                part,
+                np.empty((len(part.logit_rows), self.hidden_width), np.float32),
+                self._scratch,
+                place.offset * self.max_rows,
+                hidden=True,
+            )
+            for part in split_slots(batch)
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _run(
+        self, batch: Batch, out: NDArray[np.float32], result: Any, offset: int, *, hidden: bool = False
+    ) -> NDArray[np.float32]:
+        """Runs a step, only as far as the program's `hidden` where that is asked for, and reads `out` from a buffer."""
         import pyopencl as cl
 
         queue = self._on.queue
-        logits = self._logits[: len(batch.logit_rows)]
         self._turn = 1 - self._turn
         words, copied = self._inputs[self._turn], self._copied[self._turn]
         try:
             if copied is not None:
                 copied.wait()  # the step before the last must have read it
-            n_words, counts = fill_input(words, batch, self._program.ropes, self._tile_rows)
+            n_words, counts = fill_input(words, batch, self._program.ropes, self._tile_rows, self._causal)
             self._copied[self._turn] = cl.enqueue_copy(queue, self._in, words[:n_words], is_blocking=False)
-            for launch in self._plan.launches(counts):
+            for launch in self._plan.launches(counts, hidden=hidden):
                 sizes = launch.sizes(counts)
                 if sizes[1]:
                     cl.enqueue_nd_range_kernel(queue, launch.kernel, sizes, launch.local)
-            if len(logits):
-                cl.enqueue_copy(queue, logits, self._logits_buffer, is_blocking=True)
+            if len(out):
+                cl.enqueue_copy(queue, out, result, src_offset=offset, is_blocking=True)
             else:
                 queue.flush()
         except cl.Error as error:
             raise _device_error(error) from error
-        return logits
+        return out
 
-    def _plan_memory(self) -> None:
+    def _plan_memory(self, rows: int) -> None:
         """Bytes of everything but the weights, within what the device can allocate; decides max_rows.
 
         Raises OutOfMemoryError where it cannot be, before anything is allocated.
@@ -191,13 +217,12 @@ class GpuModel:
         positions = self.n_blocks * KV_BLOCK
         self._cache_bytes = {cache: positions * size for cache, size in self._program.cache_bytes.items()}
         partial = max((op.n_heads * (padded16(op.v_head_width) + 2) for op in self._program.attentions), default=0)
-        rows = MAX_ROWS
         while True:
             self._sizes = {
                 "cache": sum(self._cache_bytes.values()),
                 "partials": 4 * PARTIAL_SLOTS * partial,
                 "scratch": self._program.scratch_bytes_per_row * rows,
-                "logits": self._program.logit_bytes_per_row * MAX_LOGIT_ROWS,
+                "logits": self._program.logit_bytes_per_row * (MAX_LOGIT_ROWS if self._causal else rows),
                 "input": 4 * input_words(rows, self.n_blocks, self._program.ropes),
             }
             together = self._weights.total_bytes + STAGING_BYTES + sum(self._sizes.values())
@@ -256,9 +281,11 @@ class GpuModel:
 
         self._caches = {cache: allocate(size) for cache, size in self._cache_bytes.items()}
         self._in = allocate(self._sizes["input"])
-        scratch, partials = allocate(self._sizes["scratch"]), allocate(self._sizes["partials"])
+        self._scratch = scratch = allocate(self._sizes["scratch"])
+        partials = allocate(self._sizes["partials"])
         self._logits_buffer = allocate(self._sizes["logits"])
-        self._logits = np.empty((MAX_LOGIT_ROWS, self.n_vocab), np.float32)
+        row_bytes = self._program.logit_bytes_per_row
+        self._logits = np.empty((self._sizes["logits"] // row_bytes, row_bytes // 4), np.float32)
         self._inputs = [np.zeros(self._sizes["input"] // 4, np.int32) for _ in range(2)]
         self._copied: list[Any] = [None, None]
 

@@ -84,19 +84,21 @@ class Plan:
         self._partials = partials
         self._sizes = sizes
         self._sites = [site for phase in program.phases for site in _sites(phase)]
+        self._hidden_sites = sum(len(_sites(phase)) for phase in program.phases[: program.hidden_phases])
         self._bound: dict[tuple[int, str], list[Launch]] = {}
-        self._lists: dict[tuple[str, str], list[Launch]] = {}
+        self._lists: dict[tuple[str, str, int], list[Launch]] = {}
 
-    def launches(self, counts: Counts) -> list[Launch]:
-        """The kernels of a step with so many rows, in order."""
+    def launches(self, counts: Counts, *, hidden: bool = False) -> list[Launch]:
+        """The kernels of a step with so many rows, in order; hidden: only as far as the program's `hidden`."""
+        n_sites = self._hidden_sites if hidden else len(self._sites)
         classes = (row_class(counts.rows), row_class(counts.logit_rows))
-        if classes not in self._lists:
-            self._lists[classes] = [
+        if (*classes, n_sites) not in self._lists:
+            self._lists[*classes, n_sites] = [
                 launch
-                for index, site in enumerate(self._sites)
+                for index, site in enumerate(self._sites[:n_sites])
                 for launch in self._bind(index, site, classes[site[0].logit_rows])
             ]
-        return self._lists[classes]
+        return self._lists[*classes, n_sites]
 
     def _bind(self, index: int, site: list[Step], rows: str) -> list[Launch]:
         if not rows:
@@ -141,7 +143,7 @@ class Plan:
         items = step.k if FORMATS[step.type].is_float else step.k // 32
         table, out = step.places[:2]
         return self._columns(
-            step, items, f"embed_{step.type}", self._in, _At(table), step.k, float(step.scale), _At(out)
+            step, items, f"embed_{step.type}", self._in, step.table, _At(table), step.k, float(step.scale), _At(out)
         )
 
     def _prepare(self, step: Step) -> list[Launch]:

@@ -22,6 +22,7 @@ from engine.graph import (
     Gate,
     Gating,
     Graph,
+    Index,
     Join,
     LayerNorm,
     Linear,
@@ -50,6 +51,7 @@ ACTIVATIONS = {
     Activation.CLAMPED_SWIGLU: 4,
 }
 SOFTCAP = 5
+INDICES = {Index.TOKENS: 0, Index.POSITIONS: 1, Index.FIRST: 2}
 GATINGS = {Gating.SOFTMAX: 0, Gating.SIGMOID: 1, Gating.CHOSEN_SOFTMAX: 2}
 
 MAX_QUERIES = 32
@@ -115,6 +117,7 @@ class Step:
     groups: int = 1
     groups_used: int = 1
     out_stride: int = 0
+    whole: bool = False
     epsilon: float = 0.0
     scale: float = 1.0
     cap: float = 0.0
@@ -122,13 +125,20 @@ class Step:
 
 @dataclass
 class Program:
-    """Phases of steps. cache_bytes: bytes of one position in the cache of (layer, what)."""
+    """Phases of steps. cache_bytes: bytes of one position in the cache of (layer, what).
+
+    hidden: where Graph.hidden is after the first hidden_phases phases, if the graph has it.
+    causal: of the graph; where it is False, hidden and logits are one.
+    """
 
     phases: list[list[Step]]
     ropes: list[Rope]
     logits: Buffer
     scratch_bytes_per_row: int
     logit_bytes_per_row: int
+    hidden: Buffer | None = None
+    hidden_phases: int = 0
+    causal: bool = True
     attentions: list[Attention] = field(default_factory=list)
     cache_bytes: dict[Cache, int] = field(default_factory=dict)
 
@@ -177,7 +187,20 @@ class _Lowering:
         logits = self.floats[self.graph.logits.id]
         scratch, logit_bytes = self._assign_offsets(logits)
         attentions = [op for op in self.graph.operations if isinstance(op, Attention)]
-        return Program(self.phases, self.ropes, logits, scratch, logit_bytes, attentions, self.cache_bytes)
+        hidden = self.floats[self.graph.hidden.id] if self.graph.hidden else None
+        ends = [i for i, phase in enumerate(self.phases, 1) for step in phase if hidden and hidden in step.places]
+        return Program(
+            self.phases,
+            self.ropes,
+            logits,
+            scratch,
+            logit_bytes,
+            hidden,
+            ends[0] if ends else 0,
+            self.graph.causal,
+            attentions,
+            self.cache_bytes,
+        )
 
     def _lower(self, op: Operation) -> None:
         on_logits = isinstance(op, SelectRows) or any(v.id in self.logit_values for v in inputs(op))
@@ -185,9 +208,9 @@ class _Lowering:
             self.logit_values.add(op.out.id)
         row = Step("prepare", (), on_logits, k=op.out.width)
         match op:
-            case Embed(out=out, table=table, scale=scale):
-                places = (table, self._float(out))
-                self._emit(Step("embed", places, type=self.types[table.name], k=table.columns, scale=scale))
+            case Embed(out=out, table=table, scale=scale, index=index):
+                places, type_ = (table, self._float(out)), self.types[table.name]
+                self._emit(Step("embed", places, type=type_, k=table.columns, scale=scale, table=INDICES[index]))
             case RmsNorm() | LayerNorm():
                 self._norm(op, row)
             case Gate(out=out, gate=gate, up=up, activation=activation):
@@ -243,7 +266,7 @@ class _Lowering:
         rows = {self._int8_columns(user, out) for user in self.users.get(out.id, [])}
         wanted = step.k if step.k in rows and step.heads == 1 else 0
         quantised = self.quantised.setdefault((out.id, wanted), Buffer(prepared_bytes(wanted))) if wanted else None
-        plain = self._float(out) if rows != {wanted} or not wanted else None
+        plain = self._float(out) if rows != {wanted} or not wanted or out is self.graph.hidden else None
         self._emit(replace(step, places=(self.floats[x.id], second, quantised, plain, bias)))
 
     def _int8_columns(self, user: Operation, value: Value) -> int:
@@ -327,6 +350,7 @@ class _Lowering:
             table=table,
             start=op.rope_start,
             window=op.window,
+            whole=not op.causal,
             scale=op.scale,
             cap=op.softcap,
         )

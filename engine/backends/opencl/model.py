@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, get_args
 
 import numpy as np
@@ -15,10 +16,10 @@ from engine.backends.opencl.formats import FORMATS
 from engine.backends.opencl.kv_blocks import KV_LAYOUT, read_blocks, write_blocks
 from engine.backends.opencl.lowering import MAX_QUERIES, Buffer, Cache, Kind, Step, heads_per_tile, lower, padded16
 from engine.backends.opencl.platforms import devices
-from engine.backends.opencl.segments import cut_attention
+from engine.backends.opencl.segments import cut_attention, whole_tiles
 from engine.backends.opencl.source import step_source
 from engine.backends.opencl.weights import DeviceWeights
-from engine.batch import KV_BLOCK, Batch, MemoryUse, Progress, split_logit_rows
+from engine.batch import KV_BLOCK, Batch, MemoryUse, Progress, split_logit_rows, step_rows
 from engine.errors import DeviceError, OutOfMemoryError, UnsupportedModelError
 from engine.gguf import GGUFFile
 from engine.graph import Graph, Weight
@@ -36,7 +37,7 @@ KINDS = {kind: number for number, kind in enumerate(get_args(Kind))}
 OP_INTEGERS = (
     "kind", "type", "logit_rows", "n", "k", "chunk", "heads", "kv_heads", "head_width", "value_width", "how", "act",
     "gather", "table", "start", "window", "experts", "used", "shared", "renormalise", "groups", "groups_used",
-    "out_stride", "unused",
+    "out_stride", "whole",
 )  # fmt: skip
 OP_FLOATS = ("epsilon", "scale", "cap", "unused_float")
 OP = np.dtype(
@@ -72,13 +73,14 @@ class OpenCLModel:
         self._on = next(d for d in devices() if f"opencl:{d.index}" == device.id)
         self.n_vocab = graph.n_vocab
         self.n_blocks = n_blocks
-        self.max_rows = MAX_ROWS
+        self.max_rows = step_rows(graph, n_blocks, MAX_ROWS)
+        self.hidden_width = graph.hidden.width if graph.hidden else 0
         self._bandwidth: float | None = None
         self._buffers: list[Any] = []
-        self._parity = 0
         self._weights = DeviceWeights(file, self._on, graph)
         is_float = {name: FORMATS[name].is_float for name in self._weights.format_names()}
         self._program = lower(graph, self._weights.types, is_float, self._on.workers)
+        self._max_logit_rows = MAX_LOGIT_ROWS if graph.causal else self.max_rows
         if len(self._program.ropes) > MAX_ROPES:
             raise UnsupportedModelError(
                 f"This model has {len(self._program.ropes)} kinds of rotary embedding; "
@@ -93,7 +95,7 @@ class OpenCLModel:
             names = self._weights.format_names()
             progress("compiling", 0.0, ", ".join(names))
             program = self._on.build(step_source(names, self._on.relax, widest))
-            self._step = cl.Kernel(program, "run_step")
+            self._whole, self._to_hidden = (_Replay(cl.Kernel(program, "run_step")) for _ in range(2))
             self._tools = self._on.build(_TOOLS)
             progress("compiling", 1.0, ", ".join(names))
             self._weights.load(progress, cancelled)
@@ -152,7 +154,8 @@ class OpenCLModel:
         raise ValueError(f"there is no adapter {number}")
 
     def memory(self) -> MemoryUse:
-        scratch = self._program.scratch_bytes_per_row * MAX_ROWS + self._program.logit_bytes_per_row * MAX_LOGIT_ROWS
+        scratch = self._program.scratch_bytes_per_row * self.max_rows
+        scratch += self._program.logit_bytes_per_row * self._max_logit_rows
         return MemoryUse(self._weights.total_bytes, self._kv_bytes, scratch + self._partial_bytes + 4 * self._in_words)
 
     def read_bandwidth(self) -> float | None:
@@ -165,32 +168,43 @@ class OpenCLModel:
         self._buffers = []
 
     def forward(self, batch: Batch) -> NDArray[np.float32]:
-        parts = split_logit_rows(batch, MAX_LOGIT_ROWS)
+        parts = split_logit_rows(batch, self._max_logit_rows)
         if len(parts) == 1:
             return self._forward(batch)
         return np.concatenate([self._forward(part).copy() for part in parts])
 
     def _forward(self, batch: Batch) -> NDArray[np.float32]:
+        return self._run(batch, self._whole, self._logits[: len(batch.logit_rows)], self._logits_buffer, 0)
+
+    def hidden(self, batch: Batch) -> NDArray[np.float32]:
+        if not self._program.causal:
+            return self._forward(batch)
+        assert self._program.hidden is not None
+        out = np.empty((len(batch.logit_rows), self.hidden_width), np.float32)
+        return self._run(batch, self._to_hidden, out, self._scratch, self._program.hidden.offset * self.max_rows)
+
+    def _run(
+        self, batch: Batch, step: _Replay, out: NDArray[np.float32], buffer: Any, offset: int
+    ) -> NDArray[np.float32]:
+        """Runs a step and reads `out` from its buffer."""
         import pyopencl as cl
 
-        words = self._fill_input(batch)
-        wanted = len(batch.logit_rows)
-        logits = self._logits[:wanted]
+        words = self._fill_input(batch, step.parity)
         try:
             cl.enqueue_copy(self._on.queue, self._in, self._input[:words], is_blocking=False)
-            cl.enqueue_nd_range_kernel(self._on.queue, self._step, (4 * self._on.workers,), (1,))
-            if wanted:
-                cl.enqueue_copy(self._on.queue, logits, self._logits_buffer, is_blocking=False)
+            cl.enqueue_nd_range_kernel(self._on.queue, step.kernel, (4 * self._on.workers,), (1,))
+            if len(out):
+                cl.enqueue_copy(self._on.queue, out, buffer, src_offset=offset, is_blocking=False)
             self._on.queue.finish()
         except cl.Error as error:
             raise _device_error(error) from error
-        self._parity = 1 - self._parity
-        return logits
+        step.parity = 1 - step.parity
+        return out
 
-    def _fill_input(self, batch: Batch) -> int:
+    def _fill_input(self, batch: Batch, parity: int) -> int:
         """Writes the step's input; returns its length in words."""
         rows, wanted = len(batch.tokens), len(batch.logit_rows)
-        cut = cut_attention(batch, self._tile_rows, PARTIAL_SLOTS)
+        cut = (cut_attention if self._program.causal else whole_tiles)(batch, self._tile_rows, PARTIAL_SLOTS)
         a = self._input
         at = HEADER_WORDS
         offsets = []
@@ -208,7 +222,7 @@ class OpenCLModel:
             table = rope.table(batch.positions).ravel()
             a[at : at + len(table)] = table.view(np.int32)
             at += len(table)
-        a[:6] = (rows, wanted, len(cut.tiles), len(cut.combines), self._parity, blocks.shape[1])
+        a[:6] = (rows, wanted, len(cut.tiles), len(cut.combines), parity, blocks.shape[1])
         a[6 : 6 + len(offsets)] = offsets
         return at
 
@@ -219,10 +233,10 @@ class OpenCLModel:
         widest = max((op.n_heads * (padded16(op.v_head_width) + 2) for op in attentions), default=0)
         self._partial_bytes = 4 * PARTIAL_SLOTS * widest
         self._tile_rows = min((max(1, MAX_QUERIES // heads_per_tile(op)) for op in attentions), default=1)
-        rope_words = sum(rope.n_rotated for rope in self._program.ropes) * MAX_ROWS
+        rope_words = sum(rope.n_rotated for rope in self._program.ropes) * self.max_rows
         # a row's own words, its block table, and as many tiles as there may be
-        own = MAX_ROWS * (4 + 3 + self.n_blocks)
-        self._in_words = HEADER_WORDS + own + TILE_WORDS * (MAX_ROWS + PARTIAL_SLOTS) + rope_words
+        own = self.max_rows * (4 + 3 + self.n_blocks)
+        self._in_words = HEADER_WORDS + own + TILE_WORDS * (self.max_rows + PARTIAL_SLOTS) + rope_words
 
     def _allocate(self) -> None:
         import pyopencl as cl
@@ -235,9 +249,9 @@ class OpenCLModel:
         positions = self.n_blocks * KV_BLOCK
         self._caches = {cache: allocate(positions * size) for cache, size in self._program.cache_bytes.items()}
         self._partials = allocate(self._partial_bytes)
-        self._scratch = allocate(self._program.scratch_bytes_per_row * MAX_ROWS)
-        self._logits_buffer = allocate(self._program.logit_bytes_per_row * MAX_LOGIT_ROWS)
-        self._logits = np.empty((MAX_LOGIT_ROWS, self.n_vocab), np.float32)
+        self._scratch = allocate(self._program.scratch_bytes_per_row * self.max_rows)
+        self._logits_buffer = allocate(self._program.logit_bytes_per_row * self._max_logit_rows)
+        self._logits = np.empty((self._max_logit_rows, self._program.logit_bytes_per_row // 4), np.float32)
         self._in = allocate(4 * self._in_words)
         self._input = np.zeros(self._in_words, np.int32)
 
@@ -254,7 +268,7 @@ class OpenCLModel:
             if place is None:
                 return 0
             if isinstance(place, Buffer):
-                return logits if place is self._program.logits else scratch + place.offset * MAX_ROWS
+                return logits if place is self._program.logits else scratch + place.offset * self.max_rows
             if isinstance(place, Cache):
                 return cache_bases[place]
             if isinstance(place, Weight):
@@ -267,7 +281,7 @@ class OpenCLModel:
         for op, step in zip(ops, steps, strict=True):
             op["kind"] = KINDS[step.kind]
             op["type"] = type_names.index(step.type) if step.type else 0
-            for name in (*OP_INTEGERS[2:-1], *OP_FLOATS[:-1]):
+            for name in (*OP_INTEGERS[2:], *OP_FLOATS[:-1]):
                 op[name] = getattr(step, name)
             op["p"][: len(step.places)] = [pointer(place) for place in step.places]
         counts = np.array([len(phase) for phase in self._program.phases], np.int32)
@@ -275,15 +289,16 @@ class OpenCLModel:
         flags = cl.mem_flags.READ_ONLY | cl.mem_flags.COPY_HOST_PTR
         ops_buffer = cl.Buffer(context, flags, hostbuf=ops)
         phases_buffer = cl.Buffer(context, flags, hostbuf=phases)
-        counters = cl.Buffer(
-            context,
-            cl.mem_flags.READ_WRITE | cl.mem_flags.COPY_HOST_PTR,
-            hostbuf=np.zeros(2 * 32 * len(counts), np.int32),
-        )
-        self._buffers += [ops_buffer, phases_buffer, counters]
-        self._step.set_args(
-            ops_buffer, phases_buffer, np.int32(len(counts)), self._in, counters, np.int32(self._on.workers)
-        )
+        self._buffers += [ops_buffer, phases_buffer]
+        for replay, length in ((self._whole, len(counts)), (self._to_hidden, self._program.hidden_phases)):
+            if not length:
+                continue
+            clear = np.zeros(2 * 32 * length, np.int32)
+            counters = cl.Buffer(context, cl.mem_flags.READ_WRITE | cl.mem_flags.COPY_HOST_PTR, hostbuf=clear)
+            self._buffers.append(counters)
+            replay.kernel.set_args(
+                ops_buffer, phases_buffer, np.int32(length), self._in, counters, np.int32(self._on.workers)
+            )
         queue.finish()
 
     def _address(self, buffer: Any) -> int:
@@ -320,6 +335,14 @@ class OpenCLModel:
         if temporary is not None:
             temporary.release()
         return size // 256 * 256 / best
+
+
+@dataclass
+class _Replay:
+    """The kernel of a step over the first phases of the program, and which set of its counters is next."""
+
+    kernel: Any
+    parity: int = 0
 
 
 _TOOLS = """

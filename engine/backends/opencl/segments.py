@@ -9,6 +9,9 @@ segments is a matter of speed only.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
 
 from engine.batch import Batch
 
@@ -90,4 +93,16 @@ def cut_attention(batch: Batch, tile_rows: int, partial_slots: int) -> Cut:
                 cut.tiles.append((row, rows, position, s * run.segment, ends, run.segment, cut.slots + s, own))
             cut.combines += [(row + i, cut.slots + i * own, own) for i in range(rows)]
             cut.slots += rows * own
+    return cut
+
+
+def whole_tiles(batch: Batch, tile_rows: int, partial_slots: int) -> Cut:
+    """The tiles of an encoder: each row reads all of its sequence, whose rows are all in the batch."""
+    changes = np.flatnonzero(np.diff(batch.sequences)) + 1
+    cut = Cut()
+    for start, end in pairwise([0, *changes.tolist(), len(batch.tokens)]):
+        length = end - start
+        segment = segment_length(length - 1)
+        for row in range(start, end, tile_rows):
+            cut.tiles.append((row, min(tile_rows, end - row), row - start, 0, length, segment, -1, 0))
     return cut
