@@ -9,9 +9,10 @@
 typedef int v16si __attribute__((vector_size(64)));
 typedef char v64qi __attribute__((vector_size(64)));
 #endif
-#ifdef REALM_DOT_AVX2
+#if defined(REALM_DOT_AVX2) || defined(REALM_DOT_AVX_VNNI)
 typedef char v32qi __attribute__((vector_size(32)));
 typedef short v16hi __attribute__((vector_size(32)));
+typedef int v8si __attribute__((vector_size(32)));
 #endif
 #ifdef REALM_F16_AVX512
 typedef short v16half __attribute__((vector_size(32)));
@@ -33,36 +34,41 @@ typedef float v8sf __attribute__((vector_size(32)));
 #define FETCH(p)
 #endif
 
+// Integer products. Activations have 15 bits (prepare.cl), which two forms hold:
+//   REALM_BYTES: two signed bytes each, for dot4. Two products of bytes are one of 15 bits.
+//   otherwise: int16, for dot2. On AVX2 a product of int16 takes half the time of one of bytes, of which it would
+//   need two, and nothing saturates.
+#if defined(REALM_DOT_VNNI512)
+#define REALM_BYTES
+
 // acc[lane] += sum over 4 bytes of (unsigned byte of w[lane]) * (signed byte of x)
 static inline __attribute__((always_inline)) int16 dot4(int16 acc, int16 w, int x)
 {
-#if defined(REALM_DOT_VNNI512)
     return __builtin_astype(
         __builtin_ia32_vpdpbusd512(__builtin_astype(acc, v16si), __builtin_astype(w, v16si),
                                    __builtin_astype((int16)(x), v16si)),
         int16);
-#elif defined(REALM_DOT_AVX2)
-    // maddubs saturates at 16 bits: 255 * 127 * 2 does not fit, so the top bit goes apart (128 * 127 * 2 does)
-    const v16hi one = __builtin_astype((short16)(1), v16hi);
-    const v32qi xs = __builtin_astype((int8)(x), v32qi);
-    int8 part[2] = {w.lo, w.hi}, sum[2];
-    for (int i = 0; i < 2; i++) {
-        v16hi low = __builtin_ia32_pmaddubsw256(__builtin_astype(part[i] & 0x7f7f7f7f, v32qi), xs);
-        v16hi top = __builtin_ia32_pmaddubsw256(__builtin_astype(part[i] & (int)0x80808080, v32qi), xs);
-        sum[i] = __builtin_astype(__builtin_ia32_pmaddwd256(low, one), int8)
-               + __builtin_astype(__builtin_ia32_pmaddwd256(top, one), int8);
-    }
-    acc.lo += sum[0];
-    acc.hi += sum[1];
-    return acc;
+}
+
 #else
-    acc += (w & 0xff) * ((x << 24) >> 24);
-    acc += ((w >> 8) & 0xff) * ((x << 16) >> 24);
-    acc += ((w >> 16) & 0xff) * ((x << 8) >> 24);
-    acc += ((w >> 24) & 0xff) * (x >> 24);
-    return acc;
+
+// acc[lane] += sum over 2 of (int16 of w[lane]) * (int16 of x), for eight lanes
+static inline __attribute__((always_inline)) int8 dot2(int8 acc, int8 w, int x)
+{
+#if defined(REALM_DOT_AVX_VNNI)
+    return __builtin_astype(
+        __builtin_ia32_vpdpwssd256(__builtin_astype(acc, v8si), __builtin_astype(w, v8si),
+                                   __builtin_astype((int8)(x), v8si)),
+        int8);
+#elif defined(REALM_DOT_AVX2)
+    return acc + __builtin_astype(__builtin_ia32_pmaddwd256(__builtin_astype(w, v16hi),
+                                                            __builtin_astype((int8)(x), v16hi)),
+                                  int8);
+#else
+    return acc + ((w << 16) >> 16) * ((x << 16) >> 16) + (w >> 16) * (x >> 16);
 #endif
 }
+#endif
 
 // table[code] for four codes a lane, each below 16
 #if defined(REALM_DOT_VNNI512)
@@ -74,7 +80,7 @@ static inline __attribute__((always_inline)) int16 look_up(int16 codes, uchar16 
                                                      __builtin_astype(codes, v64qi)),
                             int16);
 }
-#elif defined(REALM_DOT_AVX2)
+#elif defined(REALM_DOT_AVX2) || defined(REALM_DOT_AVX_VNNI)
 #define REALM_LOOK_UP
 static inline __attribute__((always_inline)) int16 look_up(int16 codes, uchar16 table)
 {
@@ -90,6 +96,17 @@ static inline __attribute__((always_inline)) int16 look_up(int16 codes, uchar16 
 static inline __attribute__((always_inline)) float16 to_float(int16 x)
 {
     return __builtin_convertvector(x, float16);
+}
+
+// What a product adds up in float32, always in these two steps: acc + sum * scales, and acc + minimum * activations' sum
+static inline __attribute__((always_inline)) float16 add_scaled(float16 acc, int16 sum, float16 scale, float x_scale)
+{
+    return acc + to_float(sum) * (scale * x_scale);
+}
+
+static inline __attribute__((always_inline)) float16 add_minimum(float16 acc, float16 minimum, float x_sum)
+{
+    return acc + minimum * x_sum;
 }
 
 // One load instruction each; PoCL makes several of vload16.

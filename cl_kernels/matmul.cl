@@ -1,9 +1,8 @@
 // Matrix products of one quantisation type (see layout.cl): 16 rows of weights times a few rows of activations.
 //
-// An activation row of k values holds 15-bit integers, 128 * high + low, as two signed bytes each: for every 32 values
-// the 32 high and then the 32 low bytes. Then, per 32 values, float scale, float scale * sum and int sum, and int sum
-// per 16 values (prepare.cl writes it). Two integer products cost little where memory is what is waited for, and come
-// out as exact as float32 activations would.
+// An activation row of k values holds 15-bit integers in one of two forms, and for every 32 values float scale, float
+// scale * sum and int sum, and int sum per 16 values (prepare.cl writes it). The second integer product costs little
+// where memory is what is waited for, and results come out as exact as float32 activations would.
 
 #define WORDS16(p, i) (((const __global int16 *)(p))[i])
 
@@ -61,8 +60,10 @@ static inline __attribute__((always_inline)) void T(fetch)(
             FETCH(records + (long)(number / (SUPER / 32)) * RECORD_BYTES + i);
 }
 
-// acc[t] = 16 rows of the group times activation row x[t]
-#define DEFINE_DOT(NAME, TILE)                                                                                         \
+#define PARTS (32 / SUB)
+
+// acc[t] = 16 rows of the group times activation row x[t]. TILE_PART does it for part j of block b, whose quants are w.
+#define DEFINE_DOT(NAME, TILE, FETCHES)                                                                                \
     static inline __attribute__((always_inline)) void T(NAME)(                                                         \
         const __global uchar *group, int k, const __global char *const *x, float16 *acc)                               \
     {                                                                                                                  \
@@ -75,43 +76,105 @@ static inline __attribute__((always_inline)) void T(fetch)(
         for (int b = 0; b < blocks; b++) {                                                                             \
             int16 w[8];                                                                                                \
             UNPACK(group + (long)b * BLOCK_BYTES, w, WORDS16)                                                          \
-            if (TILE == 1) {                                                                                           \
+            if (FETCHES) {                                                                                             \
                 T(fetch)(ahead + (long)ahead_block * BLOCK_BYTES, ahead + (long)blocks * BLOCK_BYTES, ahead_block);    \
                 if (++ahead_block == blocks) {                                                                         \
                     ahead_block = 0;                                                                                   \
                     ahead += T(group_bytes)(k);                                                                        \
                 }                                                                                                      \
             }                                                                                                          \
-            float16 scale[32 / SUB], minimum[32 / SUB];                                                                \
+            float16 scale[PARTS], minimum[PARTS];                                                                      \
             T(scales)(records, b, scale, minimum);                                                                     \
-            _Pragma("unroll") for (int t = 0; t < TILE; t++)                                                           \
+            _Pragma("unroll") for (int j = 0; j < PARTS; j++)                                                          \
             {                                                                                                          \
-                const __global char *row = x[t];                                                                       \
-                const __global int *q = (const __global int *)(row + b * 64);                                          \
-                const __global float *x_scale = (const __global float *)(row + 2 * (long)k);                           \
-                const __global float *x_sum = x_scale + blocks;                                                        \
-                const __global int *q_sum = (const __global int *)(x_sum + blocks);                                    \
-                _Pragma("unroll") for (int j = 0; j < 32 / SUB; j++)                                                   \
-                {                                                                                                      \
-                    const int total = SUB == 32 ? q_sum[b] : q_sum[blocks + 2 * b + j];                                \
-                    int16 high = (int16)(0), low = OFFSET ? (int16)(-(OFFSET) * total) : (int16)(0);                   \
-                    _Pragma("unroll") for (int i = 0; i < SUB / 4; i++)                                                \
-                    {                                                                                                  \
-                        high = dot4(high, w[j * (SUB / 4) + i], q[j * (SUB / 4) + i]);                                 \
-                        low = dot4(low, w[j * (SUB / 4) + i], q[8 + j * (SUB / 4) + i]);                               \
-                    }                                                                                                  \
-                    acc[t] += to_float(low + (high << 7)) * (scale[j] * x_scale[b]);                                   \
-                    if (HAS_MINIMUM)                                                                                   \
-                        acc[t] += minimum[j] * (SUB == 32 ? x_sum[b] : x_scale[b] * (float)total);                     \
-                }                                                                                                      \
+                TILE_PART(TILE)                                                                                        \
             }                                                                                                          \
         }                                                                                                              \
     }
 
-DEFINE_DOT(dot_1, 1)
-DEFINE_DOT(dot_4, 4)
-DEFINE_DOT(dot_8, 8)
+// The sums of block b in a row of activations
+#define SUMS_OF(t)                                                                                                     \
+    const __global int *q = (const __global int *)(x[t] + b * 64);                                                     \
+    const __global float *x_scale = (const __global float *)(x[t] + 2 * (long)k);                                      \
+    const __global float *x_sum = x_scale + blocks;                                                                    \
+    const __global int *q_sum = (const __global int *)(x_sum + blocks);                                                \
+    const int total = PARTS == 1 ? q_sum[b] : q_sum[blocks + 2 * b + j];
+
+#define ADD_PART(t, sum)                                                                                               \
+    acc[t] = add_scaled(acc[t], sum, scale[j], x_scale[b]);                                                            \
+    if (HAS_MINIMUM)                                                                                                   \
+        acc[t] = add_minimum(acc[t], minimum[j], PARTS == 1 ? x_sum[b] : x_scale[b] * (float)total);
+
+#ifdef REALM_BYTES
+#define TILE_PART(TILE)                                                                                                \
+    _Pragma("unroll") for (int t = 0; t < TILE; t++)                                                                   \
+    {                                                                                                                  \
+        SUMS_OF(t)                                                                                                     \
+        int16 high = (int16)(0), low = OFFSET ? (int16)(-(OFFSET) * total) : (int16)(0);                               \
+        _Pragma("unroll") for (int i = 0; i < SUB / 4; i++)                                                            \
+        {                                                                                                              \
+            high = dot4(high, w[j * (SUB / 4) + i], q[j * (SUB / 4) + i]);                                             \
+            low = dot4(low, w[j * (SUB / 4) + i], q[8 + j * (SUB / 4) + i]);                                           \
+        }                                                                                                              \
+        ADD_PART(t, low + (high << 7))                                                                                 \
+    }
+
+#define MOST 8
+#define FEWER 4
+DEFINE_DOT(dot_1, 1, 1)
+DEFINE_DOT(dot_fewer, FEWER, 0)
+DEFINE_DOT(dot_most, MOST, 0)
+#else
+#define TILE_PART(TILE)                                                                                                \
+    int8 lo[TILE], hi[TILE];                                                                                           \
+    _Pragma("unroll") for (int t = 0; t < TILE; t++)                                                                   \
+    {                                                                                                                  \
+        SUMS_OF(t)                                                                                                     \
+        lo[t] = hi[t] = OFFSET ? (int8)(-(OFFSET) * total) : (int8)(0);                                                \
+    }                                                                                                                  \
+    _Pragma("unroll") for (int i = 0; i < SUB / 4; i++)                                                                \
+    {                                                                                                                  \
+        const int16 word = w[j * (SUB / 4) + i], even = word & 0x00ff00ff, odd = (word >> 8) & 0x00ff00ff;             \
+        _Pragma("unroll") for (int t = 0; t < TILE; t++)                                                               \
+        {                                                                                                              \
+            const __global int *q = (const __global int *)(x[t] + b * 64) + 2 * (j * (SUB / 4) + i);                   \
+            lo[t] = dot2(dot2(lo[t], even.lo, q[0]), odd.lo, q[1]);                                                    \
+            hi[t] = dot2(dot2(hi[t], even.hi, q[0]), odd.hi, q[1]);                                                    \
+        }                                                                                                              \
+    }                                                                                                                  \
+    _Pragma("unroll") for (int t = 0; t < TILE; t++)                                                                   \
+    {                                                                                                                  \
+        SUMS_OF(t)                                                                                                     \
+        ADD_PART(t, ((int16)(lo[t], hi[t])))                                                                           \
+    }
+
+#define MOST 4
+#define FEWER 2
+DEFINE_DOT(dot_1, 1, 1)
+DEFINE_DOT(dot_fewer, FEWER, 1)
+DEFINE_DOT(dot_most, MOST, 1)
+
+// `count` blocks of a group from the first on into a panel (panel.cl)
+static void T(unpack_panel)(const __global uchar *group, int blocks, int first, int count, Panel *panel)
+{
+    const __global uchar *records = group + (long)blocks * BLOCK_BYTES;
+    for (int b = 0; b < count; b++) {
+        int16 w[8];
+        UNPACK(group + (long)(first + b) * BLOCK_BYTES, w, WORDS16)
+        for (int i = 0; i < 8; i++) {
+            panel->w[16 * b + 2 * i] = less_offset(w[i] & 0x00ff00ff, OFFSET);
+            panel->w[16 * b + 2 * i + 1] = less_offset((w[i] >> 8) & 0x00ff00ff, OFFSET);
+        }
+        T(scales)(records, first + b, panel->scale + PARTS * b, panel->minimum + PARTS * b);
+    }
+}
+
+#define PANEL_KIND (2 * (PARTS - 1) + HAS_MINIMUM)
+#endif
 #undef DEFINE_DOT
+#undef SUMS_OF
+#undef ADD_PART
+#undef TILE_PART
 
 #define WORD_OF_LANE(p, i) (((const __global int *)(p))[(i) * 16 + lane])
 

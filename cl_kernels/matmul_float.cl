@@ -33,9 +33,11 @@ static inline long T(group_bytes)(int k) { return ((long)k * 16 * ELEMENT_BYTES 
             acc[t] += odd[t];                                                                                          \
     }
 
+#define MOST 8
+#define FEWER 4
 DEFINE_DOT(dot_1, 1)
-DEFINE_DOT(dot_4, 4)
-DEFINE_DOT(dot_8, 8)
+DEFINE_DOT(dot_fewer, FEWER)
+DEFINE_DOT(dot_most, MOST)
 #undef DEFINE_DOT
 
 static inline void T(expand_row)(const __global uchar *weights, int row, int k, __global float *out)

@@ -1,20 +1,56 @@
 // One type's share of a matrix product: groups first .. last-1 of the weights times the rows of a Product.
 
+#ifdef PANEL_KIND
+// For many rows: as evenly as they go, so many at a time that their sums stay in the cache.
+static void T(matmul_panels)(const __global uchar *weights, int first, int last, const Product *p)
+{
+    const long bytes = T(group_bytes)(p->k);
+    const int blocks = p->k / 32, turns = (p->rows + PANEL_ROWS - 1) / PANEL_ROWS;
+    Panel panel;
+    float16 acc[PANEL_ROWS];
+    const __global char *x[PANEL_ROWS];
+    for (int turn = 0; turn < turns; turn++) {
+        const int begin = (long)p->rows * turn / turns, end = (long)p->rows * (turn + 1) / turns;
+        const int padded = (end - begin + 3) / 4 * 4;
+        for (int t = 0; t < padded; t++)
+            x[t] = product_input(p, min(begin + t, end - 1));
+        for (int g = first; g < last; g++) {
+            for (int t = 0; t < padded; t++)
+                acc[t] = (float16)(0.0f);
+            for (int b = 0; b < blocks; b += PANEL_BLOCKS) {
+                const int count = min(PANEL_BLOCKS, blocks - b);
+                T(unpack_panel)(weights + g * bytes, blocks, b, count, &panel);
+                for (int t = 0; t < padded; t += 4)
+                    multiply_panel(PANEL_KIND, &panel, b, count, p->k, x + t, acc + t);
+            }
+            for (int t = begin; t < end; t++)
+                product_output(p, t, 16 * g, acc[t - begin]);
+        }
+    }
+}
+#endif
+
 static void T(matmul_rows)(const __global uchar *weights, int first, int last, const Product *p)
 {
     const long bytes = T(group_bytes)(p->k);
+#ifdef PANEL_KIND
+    if (p->rows >= PANEL_LEAST) {
+        T(matmul_panels)(weights, first, last, p);
+        return;
+    }
+#endif
     for (int g = first; g < last; g++) {
         const __global uchar *group = weights + g * bytes;
-        float16 acc[8];
-        const __global char *x[8];
+        float16 acc[MOST];
+        const __global char *x[MOST];
         for (int t = 0; t < p->rows;) {
-            const int tile = p->rows - t >= 8 ? 8 : p->rows - t >= 4 ? 4 : 1;
+            const int tile = p->rows - t >= MOST ? MOST : p->rows - t >= FEWER ? FEWER : 1;
             for (int u = 0; u < tile; u++)
                 x[u] = product_input(p, t + u);
-            if (tile == 8)
-                T(dot_8)(group, p->k, x, acc);
-            else if (tile == 4)
-                T(dot_4)(group, p->k, x, acc);
+            if (tile == MOST)
+                T(dot_most)(group, p->k, x, acc);
+            else if (tile == FEWER)
+                T(dot_fewer)(group, p->k, x, acc);
             else
                 T(dot_1)(group, p->k, x, acc);
             for (int u = 0; u < tile; u++)

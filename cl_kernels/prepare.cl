@@ -31,11 +31,18 @@ static inline __attribute__((always_inline)) void quantise_block(
     const float16 magic = (float16)(12582912.0f); // adding and subtracting it rounds to the nearest integer
     const int16 a = __builtin_convertvector((lo * inverse + magic) - magic, int16);
     const int16 b = __builtin_convertvector((hi * inverse + magic) - magic, int16);
+#ifdef REALM_BYTES
     const int16 high_a = (a + 64) >> 7, high_b = (b + 64) >> 7;
     vstore16(__builtin_convertvector(high_a, char16), 0, row + block * 64);
     vstore16(__builtin_convertvector(high_b, char16), 0, row + block * 64 + 16);
     vstore16(__builtin_convertvector(a - (high_a << 7), char16), 0, row + block * 64 + 32);
     vstore16(__builtin_convertvector(b - (high_b << 7), char16), 0, row + block * 64 + 48);
+#else
+    const short16 short_a = __builtin_convertvector(a, short16), short_b = __builtin_convertvector(b, short16);
+    __global short *q = (__global short *)(row + block * 64);
+    vstore16(short_a.s021346578a9bcedf, 0, q);
+    vstore16(short_b.s021346578a9bcedf, 1, q);
+#endif
     const int sum_a = sum_int16(a), sum_b = sum_int16(b);
     scales[block] = scale;
     scales[blocks + block] = scale * (float)(sum_a + sum_b);

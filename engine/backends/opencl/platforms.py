@@ -29,6 +29,7 @@ class Variant:
 
 DOT_VARIANTS = (
     Variant("avx512-vnni", ("-DREALM_DOT_VNNI512",)),
+    Variant("avx-vnni", ("-DREALM_DOT_AVX_VNNI",)),
     Variant("avx2", ("-DREALM_DOT_AVX2",)),
     Variant("portable", ()),
 )
@@ -41,7 +42,15 @@ HALF_VARIANTS = (
 _PROBE = """
 __kernel void probe(__global const int *w, __global int *out, __global float *halves)
 {
+#ifdef REALM_BYTES
     vstore16(dot4((int16)(3), vload16(0, w), w[16]), 0, out);
+#else
+    const int16 even = vload16(0, w) & 0x00ff00ff, odd = (vload16(0, w) >> 8) & 0x00ff00ff;
+    const char4 x = as_char4(w[16]);
+    const int x_even = as_int((short2)(x.s0, x.s2)), x_odd = as_int((short2)(x.s1, x.s3));
+    vstore8(dot2(dot2((int8)(3), even.lo, x_even), odd.lo, x_odd), 0, out);
+    vstore8(dot2(dot2((int8)(3), even.hi, x_even), odd.hi, x_odd), 1, out);
+#endif
     store_half16(load16(halves), halves + 16);
     vstore16(load_half16(halves + 16), 0, halves);
 }

@@ -30,7 +30,7 @@ def step_source(names: Iterable[str], relax: str, max_width: int) -> str:
     relax: a statement for waiting; max_width: of the widest attention head, padded to 16.
     """
     names = list(names)
-    parts = [read("common.cl"), read("prepare.cl")]
+    parts = [read("common.cl"), read("prepare.cl"), "#ifndef REALM_BYTES", read("panel.cl"), "#endif"]
     for name in names:
         body = ("matmul_float.cl",) if FORMATS[name].is_float else ("layout.cl", "matmul.cl")
         parts += [

@@ -1,0 +1,83 @@
+// Many rows of activations: weights are unpacked once into a panel, which then serves them all, four at a time.
+//
+// A panel is some blocks of a group of 16 rows of weights, whatever their type: int16 with the offset subtracted, and
+// scales in float32. Sums are those of matmul.cl to the bit: integers are exact, and floats are added block by block.
+
+#define PANEL_BLOCKS 16
+#define PANEL_ROWS 64   // rows of activations that a panel serves before the next takes its place
+#define PANEL_LEAST 16  // with fewer rows it does not pay
+
+typedef struct {
+    int16 w[16 * PANEL_BLOCKS]; // 2 i: the even bytes of word i (layout.cl), 2 i + 1: the odd ones
+    float16 scale[2 * PANEL_BLOCKS], minimum[2 * PANEL_BLOCKS];
+} Panel;
+
+static inline __attribute__((always_inline)) int16 less_offset(int16 pairs, short offset)
+{
+    return (int16)(__builtin_astype(__builtin_astype(pairs.lo, short16) - offset, int8),
+                   __builtin_astype(__builtin_astype(pairs.hi, short16) - offset, int8));
+}
+
+// acc[t] += blocks first .. first + count - 1 of the group times activation row x[t], for four rows of k values
+#define DEFINE_MULTIPLY(NAME, PARTS, MINIMUM)                                                                          \
+    static __attribute__((noinline)) void NAME(                                                                        \
+        const Panel *panel, int first, int count, int k, const __global char *const *x, float16 *acc)                  \
+    {                                                                                                                  \
+        const int blocks = k / 32;                                                                                     \
+        const __global char *const x0 = x[0], *const x1 = x[1], *const x2 = x[2], *const x3 = x[3];                    \
+        for (int b = 0; b < count; b++) {                                                                              \
+            const int at = first + b;                                                                                  \
+            _Pragma("unroll") for (int j = 0; j < PARTS; j++)                                                          \
+            {                                                                                                          \
+                int8 lo[4], hi[4];                                                                                     \
+                _Pragma("unroll") for (int t = 0; t < 4; t++) lo[t] = hi[t] = (int8)(0);                               \
+                _Pragma("unroll") for (int i = j * (16 / PARTS); i < (j + 1) * (16 / PARTS); i++)                      \
+                {                                                                                                      \
+                    const int8 w_lo = panel->w[16 * b + i].lo, w_hi = panel->w[16 * b + i].hi;                         \
+                    _Pragma("unroll") for (int t = 0; t < 4; t++)                                                      \
+                    {                                                                                                  \
+                        const __global char *row = t == 0 ? x0 : t == 1 ? x1 : t == 2 ? x2 : x3;                       \
+                        const int q = ((const __global int *)(row + at * 64))[i];                                      \
+                        lo[t] = dot2(lo[t], w_lo, q);                                                                  \
+                        hi[t] = dot2(hi[t], w_hi, q);                                                                  \
+                    }                                                                                                  \
+                }                                                                                                      \
+                _Pragma("unroll") for (int t = 0; t < 4; t++)                                                          \
+                {                                                                                                      \
+                    const __global char *row = t == 0 ? x0 : t == 1 ? x1 : t == 2 ? x2 : x3;                           \
+                    const __global float *x_scale = (const __global float *)(row + 2 * (long)k);                       \
+                    const __global float *x_sum = x_scale + blocks;                                                    \
+                    const __global int *q_sum = (const __global int *)(x_sum + blocks);                                \
+                    acc[t] = add_scaled(acc[t], (int16)(lo[t], hi[t]), panel->scale[PARTS * b + j], x_scale[at]);      \
+                    if (MINIMUM)                                                                                       \
+                        acc[t] = add_minimum(acc[t], panel->minimum[PARTS * b + j],                                    \
+                                             PARTS == 1 ? x_sum[at]                                                    \
+                                                        : x_scale[at] * (float)q_sum[blocks + 2 * at + j]);            \
+                }                                                                                                      \
+            }                                                                                                          \
+        }                                                                                                              \
+    }
+
+DEFINE_MULTIPLY(multiply_panel_0, 1, 0)
+DEFINE_MULTIPLY(multiply_panel_1, 1, 1)
+DEFINE_MULTIPLY(multiply_panel_2, 2, 0)
+DEFINE_MULTIPLY(multiply_panel_3, 2, 1)
+#undef DEFINE_MULTIPLY
+
+static void multiply_panel(
+    int kind, const Panel *panel, int first, int count, int k, const __global char *const *x, float16 *acc)
+{
+    switch (kind) {
+    case 0:
+        multiply_panel_0(panel, first, count, k, x, acc);
+        break;
+    case 1:
+        multiply_panel_1(panel, first, count, k, x, acc);
+        break;
+    case 2:
+        multiply_panel_2(panel, first, count, k, x, acc);
+        break;
+    default:
+        multiply_panel_3(panel, first, count, k, x, acc);
+    }
+}
