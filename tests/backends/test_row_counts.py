@@ -26,7 +26,9 @@ def test_a_row_is_the_same_alone_and_among_others() -> None:
     inputs = graph.embed(file.add("x", "F32", x, COLUMNS))
     for name in TYPES:
         quant = QuantType.by_name(name)
-        raw = rng.integers(0, 256, (WIDTH, quant.row_bytes(COLUMNS)), np.uint8) & np.uint8(0x3B)  # no scale is not a number
+        raw = rng.integers(0, 256, (WIDTH, quant.row_bytes(COLUMNS)), np.uint8) & np.uint8(
+            0x3B
+        )  # no scale is not a number
         weight = file.add(name, name, raw, COLUMNS)
         pieces.append(Piece(graph.linear(inputs, weight), 1, 0, WIDTH))
         expected.append(dequantize(quant, raw).reshape(WIDTH, COLUMNS).astype(np.float64))
