@@ -214,10 +214,11 @@ class Figures:
 
 @dataclass(frozen=True)
 class Started:
-    """The prompt is tokenized and work has begun."""
+    """The prompt is tokenized and work has begun. note: a sentence, when its session file was not what it should be."""
 
     prompt_tokens: int
     context_length: int
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -314,6 +315,7 @@ class ModelInfo:
     scratch_bytes: int
     has_chat_template: bool
     load_s: float
+    fingerprint: str = ""  # what files have in common that compute the same keys and values
     is_encoder: bool = False  # it gives embeddings only and cannot chat
     pooling: str = ""  # what its file asks for: mean, cls, last, none, rank or nothing
     notes: tuple[str, ...] = ()  # sentences the user should see: fallbacks, skipped tensors, unknown pre-tokenizer

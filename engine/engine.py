@@ -231,6 +231,16 @@ class Engine:
 
         return self._post(run)
 
+    def sessions_saved(self) -> Job[tuple[str, ...]]:
+        """Done when the session files of all ended answers are written: with sentences on those that could not be."""
+        job: Job[tuple[str, ...]] = Job()
+
+        def ask(asked: Job[None]) -> None:
+            self._need_serving().sessions.when_saved(job.succeed)
+
+        self._post(ask).add_done_callback(lambda asked: _hand_on_error(asked, job))
+        return job
+
     def close(self, timeout: float | None = 10.0) -> None:
         """Ends running requests with Failed, frees the model and stops the thread; calling it again does nothing.
 
@@ -239,7 +249,7 @@ class Engine:
         with self._posting:
             first, self._closing = not self._closing, True
             if first:
-                self._commands.put(lambda: None)  # wakes the thread
+                self._wake()
         if first:
             atexit.unregister(self.close)
         if threading.current_thread() is not self._thread:
@@ -273,6 +283,9 @@ class Engine:
             else:
                 self._commands.put(run)
         return job
+
+    def _wake(self) -> None:
+        self._commands.put(lambda: None)
 
     def _run(self) -> None:
         while not self._closing:
@@ -356,7 +369,9 @@ class Engine:
         try:
             if cancelled():
                 raise JobCancelled
-            self._serving = Serving(bundle.model, bundle.tokenizer, bundle.template, bundle.info, bundle.base)
+            self._serving = Serving(
+                bundle.model, bundle.tokenizer, bundle.template, bundle.info, bundle.base, self._wake
+            )
         except BaseException:
             bundle.model.close()
             raise
@@ -392,7 +407,7 @@ class Engine:
         self._figures = serving.figures or self._figures
         serving.fail_all(reason)
         try:
-            serving.model.close()
+            serving.close()
         except Exception:  # a lost device may fail to give back what is gone anyway
             log.exception("The model could not be closed")
         del serving
@@ -410,6 +425,12 @@ def _is_there(path: Path) -> bool:
         return path.exists()
     except (OSError, ValueError):  # a folder that may not be entered, a name that no file can have
         return False
+
+
+def _hand_on_error(one: Job[None], other: Job[T]) -> None:
+    error = one.exception(0)
+    if error is not None:
+        other.fail(error)
 
 
 def _closed() -> RequestError:

@@ -52,7 +52,7 @@ class BlockManager:
         At least the last token is left out: a step has to compute it to give logits.
         """
         blocks = []
-        for key in _keys(tokens[: len(tokens) - 1], adapter_key):
+        for key in prefix_keys(tokens, adapter_key):
             block = self._block_of.get(key)
             if block is None:
                 break
@@ -112,9 +112,11 @@ class BlockManager:
         self._key_of.clear()
 
 
-def _keys(tokens: Sequence[int], adapter_key: Key) -> Iterator[Key]:
+def prefix_keys(tokens: Sequence[int], adapter_key: Key = b"") -> Iterator[Key]:
+    """Keys of the full blocks of a prompt that a cache may hold: all of them but for the last token, which a step has
+    to compute to give logits."""
     key = adapter_key
-    for start in range(0, len(tokens) - KV_BLOCK + 1, KV_BLOCK):
+    for start in range(0, len(tokens) - KV_BLOCK, KV_BLOCK):
         key = chain_key(key, tokens[start : start + KV_BLOCK])
         yield key
 

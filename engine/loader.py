@@ -15,6 +15,7 @@ from engine.batch import ENCODER_BLOCKS, KV_BLOCK, LoadedModel, Progress
 from engine.chat_template import ChatTemplate
 from engine.devices import choose_device, total_memory_bytes, why_numpy
 from engine.errors import ModelFileError, RequestError
+from engine.fingerprint import model_fingerprint
 from engine.gguf import GGUFFile
 from engine.graph import Graph
 from engine.tokenizer import Tokenizer
@@ -106,6 +107,7 @@ def load_model(
             load_s=time.perf_counter() - began,
             is_encoder=not graph.causal,
             pooling=pooling,
+            fingerprint=model_fingerprint(file, graph),
             notes=tuple(notes),
         ),
         AdapterBase.of(file, graph),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,9 @@ def check_request(request: GenerateRequest) -> None:
     priority: Any = request.priority
     if not is_integer(priority):
         raise RequestError(f"priority is {priority!r}, but it has to be a whole number.", "0 is what others have.")
+    session: Any = request.session
+    if session is not None and not isinstance(session, Path):
+        raise RequestError(f"session is {session!r:.80}, but it has to be the path of a file.")
     stop: Any = request.stop
     if isinstance(stop, str) or not all(isinstance(text, str) and text for text in stop):
         raise RequestError(f"stop is {stop!r}, but it has to be a list of texts that are not empty.")

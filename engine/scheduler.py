@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engine.batch import KV_BLOCK, Batch
 from engine.errors import ContextFullError
 from engine.kv import BlockManager, chain_key, n_blocks_for
 from engine.pace import Pace
 from engine.sequence import Sequence, Turn
-from engine.swap import BlockDevice, HostMemory
+from engine.swap import BlockDevice, HostMemory, SavedBlocks
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,12 @@ class Scheduler:
         sequence.turn = Turn(sequence.turn.priority, self._work + len(sequence.tokens) - known, self._arrivals)
         self.waiting.append(sequence)
 
+    def restored(self, sequence: Sequence, first: int, data: NDArray[np.uint8]) -> None:
+        """Takes a waiting sequence's blocks from `first` on, as they were read from a file."""
+        if len(data):
+            sequence.saved = SavedBlocks(first, data, (first + len(data)) * KV_BLOCK)
+            self.host.adopt(sequence.saved)
+
     def remove(self, sequence: Sequence) -> None:
         """Takes a sequence out, wherever it is; its full blocks stay cached."""
         if sequence in self.running:
@@ -92,7 +99,7 @@ class Scheduler:
         if sequence in self.running:
             self._suspend(sequence, save=False)
         self._drop_saved(sequence)
-        sequence.leader = None
+        sequence.leader = sequence.restoring = None
 
     def suspend_all(self) -> None:
         """Gives back every block and forgets what they hold; running sequences wait until they are served again."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Set
+from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,7 @@ from engine.drafts.drafting import Drafting
 from engine.drafts.guess import Guess
 from engine.kv import Key
 from engine.sampling import Sampler
+from engine.sessions import Restored
 from engine.stream import Stream
 from engine.swap import SavedBlocks
 
@@ -59,7 +62,8 @@ class Sequence:
     adapters, adapter_key: what acts on it, and the key that its blocks' keys begin with.
     saved: the start of the tokens' keys and values in host memory, while it waits.
     leader: a sequence with the same prompt, which is computed for both; until then this one waits.
-    restoring: its keys and values are being read from a file; until they are there it waits.
+    session, restoring, note: the file that keeps its keys and values, what is being read from it (until that is there
+        the sequence waits), and a sentence if that did not go well.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class Sequence:
         logprobs: int = 0,
         drafting: Drafting | None = None,
         priority: int = 0,
+        session: Path | None = None,
     ) -> None:
         self.tokens = prompt
         self.n_prompt = len(prompt)
@@ -92,7 +97,9 @@ class Sequence:
         self.turn = Turn(priority)
         self.saved: SavedBlocks | None = None
         self.leader: Sequence | None = None
-        self.restoring = False
+        self.session = session
+        self.restoring: Future[Restored] | None = None
+        self.note = ""
         self.sampler = sampler
         self.logprobs = logprobs
         self.stream = stream
@@ -108,7 +115,7 @@ class Sequence:
     @property
     def held(self) -> bool:
         """It cannot join yet."""
-        return self.leader is not None or self.restoring
+        return self.leader is not None or (self.restoring is not None and not self.restoring.done())
 
     @property
     def n_generated(self) -> int:

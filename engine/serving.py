@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Sequence_
 from time import perf_counter
 
@@ -37,10 +37,12 @@ from engine.drafts.speculation import Speculation
 from engine.embedding import EmbeddingWork, cannot_chat
 from engine.errors import DeviceError, OutOfMemoryError, RealmError, RequestError
 from engine.job import Job
+from engine.kv import prefix_keys
 from engine.request import check_request, parallel_request, prompt_tokens
 from engine.sampling import Sampler, log_probabilities
 from engine.scheduler import Scheduler, Step
 from engine.sequence import Limits, Meter, Sequence
+from engine.sessions import Identity, SessionKeeper
 from engine.stream import Stream
 from engine.tokenizer import Tokenizer
 
@@ -57,7 +59,9 @@ class Serving:
         template: ChatTemplate | None,
         info: ModelInfo,
         base: AdapterBase | None = None,
+        wake: Callable[[], None] = lambda: None,
     ) -> None:
+        """wake: called from another thread when there is something to do again though `busy` said no."""
         self.model = model
         self.tokenizer = tokenizer
         self.plain_template = ChatTemplate(PLAIN_CHAT_TEMPLATE)
@@ -71,6 +75,7 @@ class Serving:
             self.info = info
         else:
             self.info = dataclasses.replace(info, context_length=self._scheduler.context_length)
+        self.sessions = SessionKeeper(Identity(info.fingerprint, model.kv_layout, model.block_bytes), wake)
         self._embeddings: deque[EmbeddingWork] = deque()
         self.figures: Figures | None = None
         self.adapters = AdapterRack(model, base)
@@ -103,6 +108,7 @@ class Serving:
             sequences.append(self._sequence(stream, parallel_request(request, number), submitted, known))
         for sequence in sequences:
             self._scheduler.add(sequence)
+            self._begin_restoring(sequence)
             sequence.leader = None if sequence is sequences[0] else sequences[0]
 
     def _sequence(
@@ -129,6 +135,7 @@ class Serving:
             stream=stream,
             submitted=submitted,
             priority=request.priority,
+            session=request.session,
             logprobs=request.logprobs,
             drafting=drafting,
             adapters=adapters.uses,
@@ -217,6 +224,7 @@ class Serving:
 
     def _step_requests(self) -> None:
         self._end_cancelled()
+        self._take_restored()
         self.speculation.propose([s for s in self._scheduler.running if s.n_generated and s.n_pending == 1])
         step = self._scheduler.schedule()
         if step is None:
@@ -247,6 +255,42 @@ class Serving:
             times = computed - began, perf_counter() - computed
             self.speculation.measured(len(step.rows), len(step.batch.tokens), *times, new)
 
+    def close(self) -> None:
+        """Waits until sessions are saved, then lets go of the model."""
+        self.sessions.close()
+        self.model.close()
+
+    def _begin_restoring(self, sequence: Sequence) -> None:
+        """Has the part of the prompt that the cache does not hold looked for in the session's file."""
+        if sequence.session is None:
+            return
+        keys = list(prefix_keys(sequence.tokens, sequence.adapter_key))
+        known = len(self._scheduler.blocks.match(sequence.tokens, sequence.adapter_key))
+        if known < len(keys):
+            sequence.restoring = self.sessions.read(sequence.session, keys, known)
+
+    def _take_restored(self) -> None:
+        for sequence in self._scheduler.waiting:
+            if sequence.restoring is not None and sequence.restoring.done():
+                restored = sequence.restoring.result()
+                sequence.restoring, sequence.note = None, restored.note
+                self._scheduler.restored(sequence, restored.first, restored.data)
+
+    def _save_session(self, sequence: Sequence) -> None:
+        """Has the sequence's full blocks written to its session's file."""
+        path, keys = sequence.session, sequence.block_keys
+        if path is None or not keys:
+            return
+        first = self.sessions.n_on_disk(path, keys)
+        if first == len(keys):
+            return
+        try:
+            data = self.model.read_blocks(sequence.blocks[first : len(keys)])
+        except MemoryError:
+            log.warning("There is not enough memory to save the session %s", path.name)
+            return
+        self.sessions.save(path, list(keys), first, data)
+
     def suspend_all(self) -> None:
         self._scheduler.suspend_all()
         for work in self._embeddings:
@@ -271,13 +315,13 @@ class Serving:
             sequence = rows.sequence
             if not sequence.started:
                 sequence.start(perf_counter())
-                sequence.stream.put(Started(sequence.n_prompt, sequence.context_length))
+                sequence.stream.put(Started(sequence.n_prompt, sequence.context_length, sequence.note))
 
     def _fork(self, parent: Sequence, logits: NDArray[np.float32]) -> None:
         """Begins the other answers to the parent's prompt, which has just been computed."""
         for sequence in self._scheduler.fork(parent):
             sequence.start(perf_counter())
-            sequence.stream.put(Started(sequence.n_prompt, sequence.context_length))
+            sequence.stream.put(Started(sequence.n_prompt, sequence.context_length, sequence.note))
             sequence.stream.put(PrefillProgress(sequence.n_computed, sequence.n_prompt))
             self._continue(sequence, logits)
 
@@ -354,6 +398,7 @@ class Serving:
         return reason, accepted
 
     def _finish(self, sequence: Sequence, reason: StopReason) -> None:
+        self._save_session(sequence)
         self._scheduler.remove(sequence)
         self.speculation.forget(sequence)
         self.figures = sequence.figures(self._meter, perf_counter())
