@@ -198,6 +198,7 @@ class Chat:
                     adapters=adapters,
                     draft=self.options.draft,
                     context_policy=self.options.context_policy,
+                    session=self._store.sessions.file(chat_id),
                 )
             )
         except Exception as error:

@@ -2,6 +2,7 @@
 
 from app.store.chats import ChatStore
 from app.store.journal import AnswerJournal
+from app.store.sessions import SessionFolder
 from app.store.settings import Settings
 from app.store.values import ChatSummary, DeletedMessages, MessageState, SearchHit, StoredMessage
 
@@ -12,6 +13,7 @@ __all__ = [
     "DeletedMessages",
     "MessageState",
     "SearchHit",
+    "SessionFolder",
     "Settings",
     "StoredMessage",
 ]

@@ -16,7 +16,8 @@ from typing import Self
 from app import paths
 from app.store.database import folded, storable
 from app.store.journal import AnswerJournal, journaled_text
-from app.store.opening import open_database
+from app.store.opening import open_database, purge
+from app.store.sessions import DEFAULT_BUDGET_BYTES, SessionFolder
 from app.store.settings import Settings
 from app.store.values import (
     ROLES,
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 
 FILE_NAME = "chats.sqlite3"
 SNIPPET_LENGTH = 120
+SESSION_BUDGET = "session_budget_bytes"
+"""Setting: how much of the disk sessions may take."""
 
 _SELECT_CHATS = """
 SELECT id, title, created, updated, model,
@@ -60,6 +63,8 @@ class ChatStore:
         self.path = path
         self._database, self._owners, self.notices = open_database(path)
         self.settings = Settings(self._database)
+        self.sessions = SessionFolder(path.with_name(path.name + "-sessions"), self._session_budget())
+        self.sessions.keep_only({chat.id for chat in self.chats()})
         self._journals_lock = threading.Lock()
         self._journals: set[AnswerJournal] = set()
 
@@ -69,7 +74,8 @@ class ChatStore:
 
         A file of a newer version of Realm, or that is not a chat history, is refused and left as it is. A damaged
         file is moved aside and what can still be read is copied into a new one; `notices` says so. Answers that were
-        streaming in a process that is gone become `interrupted` and keep the text that had been journaled.
+        streaming in a process that is gone become `interrupted` and keep the text that had been journaled. What was
+        deleted is removed for good, unless another process has the history open, which may still take it back.
         """
         return cls(paths.data_dir() / FILE_NAME if path is None else path)
 
@@ -83,6 +89,7 @@ class ChatStore:
             except StoreError as error:  # the next start finds it, with the text that had been journaled
                 log.warning("An answer could not be finished: %s", error)
                 journal.abandon()
+        self.sessions.trim()
         self._database.close()
         self._owners.release()
 
@@ -141,6 +148,7 @@ class ChatStore:
         with self._database.write() as connection:
             _check_chat(connection, chat_id)
             connection.execute("UPDATE chats SET deleted = ? WHERE id = ?", (microseconds(now()), chat_id))
+        self.sessions.remove(chat_id)
 
     def undelete_chat(self, chat_id: int) -> None:
         with self._database.write() as connection:
@@ -152,17 +160,17 @@ class ChatStore:
 
         Returns how many chats, plus messages of other chats, that were. Answers that still stream are left alone.
         """
-        limit = microseconds(now() - older_than)
         with self._database.write() as connection:
-            chats = connection.execute(
-                "DELETE FROM chats WHERE deleted <= ? AND NOT EXISTS"
-                " (SELECT 1 FROM messages WHERE chat_id = chats.id AND owner IS NOT NULL)",
-                (limit,),
-            ).rowcount
-            messages = connection.execute(
-                "DELETE FROM messages WHERE deleted <= ? AND owner IS NULL", (limit,)
-            ).rowcount
-        return chats + messages
+            return purge(connection, microseconds(now() - older_than))
+
+    def set_session_budget(self, budget_bytes: int) -> None:
+        """How many bytes of the disk the sessions of chats may take, from now on; 0 keeps none."""
+        self.settings.set(SESSION_BUDGET, budget_bytes)
+        self.sessions.budget_bytes = budget_bytes
+
+    def _session_budget(self) -> int:
+        value = self.settings.get(SESSION_BUDGET)
+        return value if isinstance(value, int) and not isinstance(value, bool) else DEFAULT_BUDGET_BYTES
 
     def search(self, text: str) -> list[SearchHit]:
         """Chats whose title or messages contain `text`, upper and lower case alike, the one changed last first.

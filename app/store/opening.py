@@ -12,7 +12,7 @@ from app.store.journal import interrupt
 from app.store.owners import Owners
 from app.store.salvage import copy_readable_rows
 from app.store.schema import APPLICATION_ID, MIGRATIONS, SCHEMA_VERSION
-from app.store.values import now
+from app.store.values import microseconds, now
 from engine.errors import StoreError
 
 
@@ -72,6 +72,9 @@ def _open_exclusively(path: Path, owners: Owners) -> tuple[Database, tuple[str, 
         notices.append(
             f"Realm ended while {_count(cut_short, 'answer')} still streamed; the text up to then has been kept."
         )
+    if not alive:
+        with database.write() as connection:
+            purge(connection, microseconds(now()))
     return database, tuple(notices)
 
 
@@ -147,6 +150,20 @@ def _move_aside(path: Path) -> Path:
         if file.exists():
             file.rename(aside.with_name(aside.name + suffix))
     return aside
+
+
+def purge(connection: sqlite3.Connection, limit: int) -> int:
+    """Removes for good the chats and messages deleted up to `limit` (microseconds since 1970, UTC).
+
+    Returns how many chats, plus messages of other chats, that were. Answers that still stream are left alone.
+    """
+    chats = connection.execute(
+        "DELETE FROM chats WHERE deleted <= ? AND NOT EXISTS"
+        " (SELECT 1 FROM messages WHERE chat_id = chats.id AND owner IS NOT NULL)",
+        (limit,),
+    ).rowcount
+    messages = connection.execute("DELETE FROM messages WHERE deleted <= ? AND owner IS NULL", (limit,)).rowcount
+    return chats + messages
 
 
 def _interrupt_answers_without_owner(database: Database, alive: set[str]) -> int:

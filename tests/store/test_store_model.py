@@ -148,6 +148,9 @@ class StoreMachine(RuleBasedStateMachine):
     @rule()
     def purge(self) -> None:
         self.store.purge_deleted()
+        self.forget_deleted()
+
+    def forget_deleted(self) -> None:
         for chat_id in [number for number, chat in self.model.items() if chat.deleted]:
             del self.model[chat_id]
         for chat in self.model.values():
@@ -174,6 +177,7 @@ class StoreMachine(RuleBasedStateMachine):
                 if message.state is MessageState.STREAMING:
                     message.state = MessageState.INTERRUPTED
         self.running.clear()
+        self.forget_deleted()
 
     @rule(text=st.sampled_from(["a", "0", "A 0", "%"]))
     def search(self, text: str) -> None:
