@@ -210,6 +210,7 @@ class Figures:
     accepted_tokens: int = 0  # guesses that became part of the answer
     draft_gain: float | None = None  # measured speed with guessing over without, None until both were measured
     drafting_paused: bool = False  # guessing does not pay at present
+    dropped_tokens: int = 0  # of the prompt and the answer, left out because the context was full
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from app.conversation.answer import unexpected
-from app.conversation.engine import AdapterChange, AdapterEngine, AnswerStream
+from app.conversation.engine import AdapterChange, AnswerEngine, AnswerStream
 from app.conversation.events import AdaptersInForce
 from engine.api import AdapterUse
 from engine.errors import RealmError
@@ -15,7 +15,7 @@ class RunningAdapters:
     """Hands changes to the engine one at a time. A change that has been overtaken by another is never made: each costs
     the computation of all tokens so far."""
 
-    def __init__(self, engine: AdapterEngine, stream: AnswerStream, adapters: Sequence[AdapterUse]) -> None:
+    def __init__(self, engine: AnswerEngine, stream: AnswerStream, adapters: Sequence[AdapterUse]) -> None:
         self._engine = engine
         self._stream = stream
         self._in_force = tuple(adapters)

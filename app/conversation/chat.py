@@ -6,11 +6,11 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 from app.conversation.adapters import RunningAdapters
 from app.conversation.answer import AnswerStart, RunningAnswer, unexpected
-from app.conversation.engine import AdapterEngine, AnswerEngine, AnswerStream
+from app.conversation.engine import AnswerEngine, AnswerStream
 from app.conversation.events import (
     AdaptersInForce,
     AnswerFailed,
@@ -204,7 +204,7 @@ class Chat:
         except Exception as error:
             stream = _FailedStream(error if isinstance(error, RealmError) else unexpected(error))
         self.answer = RunningAnswer(journal, stream, replaced, begun)
-        self._adapters = RunningAdapters(cast("AdapterEngine", self._engine), stream, adapters)
+        self._adapters = RunningAdapters(self._engine, stream, adapters)
         if adapters:
             self._emit(AdaptersInForce(adapters))
 

@@ -27,15 +27,13 @@ class AdapterChange(Protocol):
         ...
 
 
-class AdapterEngine(Protocol):
-    def set_adapters(self, stream: Any, adapters: Sequence[AdapterUse]) -> AdapterChange:
-        """Has a running request go on with other adapters; `stream` is what `submit` gave."""
-        ...
-
-
 class AnswerEngine(Protocol):
     def submit(self, request: GenerateRequest) -> AnswerStream:
         """Raises RealmError, or answers with Failed, when the request cannot be served (no model, say)."""
         ...
 
     def status(self) -> EngineStatus: ...
+
+    def set_adapters(self, stream: Any, adapters: Sequence[AdapterUse]) -> AdapterChange:
+        """Has a running request go on with other adapters; `stream` is what `submit` gave."""
+        ...

@@ -16,6 +16,7 @@ from app.store import ChatStore, ChatSummary
 class ChatControl(QObject):
     """Owns the sessions of the chats that are open or still being answered. `session` is the one in sight."""
 
+    shown = Signal()  # another chat is in sight
     told = Signal(object, object)  # as ChatSession.events, of any of the sessions
 
     def __init__(self, desk: Desk, parent: QObject) -> None:
@@ -81,6 +82,7 @@ class ChatControl(QObject):
         self.show_title()
         self.show_streaming()
         window.composer.text.setFocus()
+        self.shown.emit()
 
     def close_session(self, session: ChatSession) -> None:
         """Gives up a chat that is not shown."""

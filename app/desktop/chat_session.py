@@ -10,6 +10,7 @@ from PySide6.QtCore import QObject, Qt, Signal
 
 from app.conversation import (
     ActionFailed,
+    AdaptersInForce,
     AnswerFailed,
     AnswerFinished,
     AnswerStarted,
@@ -28,7 +29,7 @@ from app.conversation import (
 from app.desktop.footer import answer_line
 from app.desktop.message_item import MessageData
 from app.store import MessageState, StoredMessage
-from engine.api import Figures, StopReason
+from engine.api import AdapterUse, Figures, StopReason
 
 PENDING_ID = 2**62
 """The id of the placeholder that stands for an answer the engine has not begun."""
@@ -47,6 +48,7 @@ class ConversationLike(Protocol):
     def options(self) -> ChatOptions: ...
     def send(self, text: str) -> None: ...
     def regenerate(self) -> None: ...
+    def go_on(self) -> None: ...
     def edit_and_resend(self, message_id: int, text: str) -> None: ...
     def stop(self) -> None: ...
     def delete_message(self, message_id: int) -> None: ...
@@ -72,6 +74,7 @@ class ChatSession(QObject):
         self.messages: list[MessageData] = []
         self.figures: Figures | None = None
         self.options = ChatOptions()
+        self.in_force: tuple[AdapterUse, ...] = ()  # what the answer that runs is written with
         self.pending = False  # a question is asked and its answer has not ended
         self._arrived.connect(self._apply, Qt.ConnectionType.QueuedConnection)
         self.conversation = open_conversation(chat_id, self._listen)
@@ -131,6 +134,9 @@ class ChatSession(QObject):
                 data.activity = "Reading the prompt"
                 self._put(data)
                 self.pending = True
+                self.in_force = ()
+            case AdaptersInForce():
+                self.in_force = event.adapters
             case PrefillProgress():
                 message = self.message(event.message_id)
                 if message is not None and event.total:
@@ -157,7 +163,7 @@ class ChatSession(QObject):
                     self._put(data)  # the sentence itself stands in a notice, with a way on
                 self.pending = False
             case ActionFailed():
-                if event.action in ("send", "regenerate", "edit_and_resend"):
+                if event.action in ("send", "regenerate", "go_on", "edit_and_resend"):
                     self.pending = False
             case _:
                 pass

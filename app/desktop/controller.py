@@ -9,6 +9,7 @@ from typing import Any
 from PySide6.QtCore import QObject, QTimer, QUrl
 from PySide6.QtGui import QDesktopServices
 
+from app.desktop.adapter_control import AdapterControl
 from app.desktop.chat_control import ChatControl
 from app.desktop.chat_session import ChatSession
 from app.desktop.desk import Desk
@@ -21,7 +22,8 @@ from app.store import ChatStore, ChatSummary
 
 
 class Controller(QObject):
-    """Owns history and engine from start to end. `models`, `chats`, `messages` and `settings` do the rest."""
+    """Owns history and engine from start to end. `models`, `chats`, `messages`, `adapters` and `settings` do the
+    rest."""
 
     def __init__(self, desk: Desk, model_path: Path | None = None) -> None:
         super().__init__(desk.window)
@@ -29,7 +31,8 @@ class Controller(QObject):
         self.models = ModelControl(desk, self)
         self.chats = ChatControl(desk, self)
         self.messages = MessageControl(desk, self.chats, self.models, self)
-        self.settings = SettingsControl(desk, self.chats, self.models, self.messages, self)
+        self.adapters = AdapterControl(desk, self.chats, self.models, self.messages, self)
+        self.settings = SettingsControl(desk, self.chats, self.models, self.messages, self.adapters, self)
         self._wanted_model = model_path
         desk.window.welcome.suggested.connect(desk.window.composer.set_text)
 

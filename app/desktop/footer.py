@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from PySide6.QtCore import QRectF, QSize, Qt
-from PySide6.QtGui import QPainter, QPaintEvent, QPen
-from PySide6.QtWidgets import QHBoxLayout, QLabel, QWidget
+from PySide6.QtGui import QPainter, QPaintEvent, QPen, QResizeEvent
+from PySide6.QtWidgets import QHBoxLayout, QLabel, QPushButton, QWidget
 
 from app.desktop.theme import Themes
 from engine.api import Figures
@@ -38,6 +38,7 @@ class Footer(QWidget):
     def __init__(self, themes: Themes, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.setObjectName("footer")
+        self._adapter_words = ""
         row = QHBoxLayout(self)
         row.setContentsMargins(8, 0, 8, 0)
         row.setSpacing(14)
@@ -50,8 +51,13 @@ class Footer(QWidget):
         self.context.setToolTip("Tokens of the context in use, and how many fit")
         self._gauge = ContextGauge(themes, self)
         self._gauge.setToolTip(self.context.toolTip())
-        for label in (self.speed, self.first_token):
-            row.addWidget(label)
+        self.adapters = QPushButton(self)
+        self.adapters.setObjectName("footerButton")
+        self.adapters.setCursor(Qt.CursorShape.PointingHandCursor)
+        self.adapters.setToolTip("The adapters of this chat")
+        self.adapters.hide()
+        for part in (self.adapters, self.speed, self.first_token):
+            row.addWidget(part)
         near = QHBoxLayout()
         near.setSpacing(6)
         near.addWidget(self._gauge)
@@ -60,6 +66,25 @@ class Footer(QWidget):
         row.addStretch(1)
         self.setFixedHeight(26)
         self.show_figures(None)
+
+    def show_adapters(self, words: str) -> None:
+        """Shows which adapters act; nothing for the model as it is."""
+        self._adapter_words = words
+        self.adapters.setVisible(bool(words))
+        self.adapters.setAccessibleName(f"Adapters: {words}")
+        self.adapters.setToolTip(f"The adapters of this chat: {words}")
+        self._fit()
+
+    def resizeEvent(self, event: QResizeEvent) -> None:
+        super().resizeEvent(event)
+        self._fit()
+
+    def _fit(self) -> None:
+        """Shortens what is long, and leaves out what matters least where there is little room."""
+        room = max(70, self.width() // 3)
+        self.adapters.setText(
+            self.adapters.fontMetrics().elidedText(self._adapter_words, Qt.TextElideMode.ElideMiddle, room)
+        )
 
     def show_figures(self, figures: Figures | None) -> None:
         """Shows figures; None leaves the line empty."""
@@ -73,7 +98,8 @@ class Footer(QWidget):
         self.speed.setText(f"{figures.decode_tokens_per_s:.1f} tokens/s")
         self.first_token.setText(f"first token {seconds(figures.time_to_first_token_s)}")
         if known:
-            self.context.setText(f"{figures.context_used:,} / {figures.context_length:,} tokens")
+            dropped = f", {figures.dropped_tokens:,} dropped" if figures.dropped_tokens else ""
+            self.context.setText(f"{figures.context_used:,} / {figures.context_length:,} tokens{dropped}")
             self._gauge.share = min(1.0, figures.context_used / figures.context_length)
             self._gauge.update()
 

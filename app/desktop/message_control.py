@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 
 from PySide6.QtCore import QObject
 from PySide6.QtGui import QGuiApplication
@@ -32,7 +33,7 @@ from app.desktop.desk import Desk
 from app.desktop.message_item import MessageData
 from app.desktop.model_control import ModelControl
 from app.desktop.notices import Way
-from engine.api import EngineState, StopReason
+from engine.api import ContextPolicy, EngineState, StopReason
 from engine.errors import RealmError, RequestError
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,9 @@ class MessageControl(QObject):
         self._models = models
         self._held: str | None = None  # a message that waits for the model
         self._undo_text = ""
+        # What is added to the options of new chats, and how a chat goes on without adapters.
+        self.new_chat_options: Callable[[ChatOptions], ChatOptions] = lambda options: options
+        self.without_adapters: Callable[[], None] = lambda: None
         window = desk.window
         window.composer.sent.connect(self.send)
         window.composer.resent.connect(self.resend)
@@ -224,7 +228,9 @@ class MessageControl(QObject):
 
     def _use_default_options(self, session: ChatSession) -> None:
         try:
-            session.conversation.set_options(self._desk.preferences.chat_options())
+            options = self.new_chat_options(self._desk.preferences.chat_options())
+            session.options = options
+            session.conversation.set_options(options)
         except RequestError as error:
             log.warning("the stored options were refused: %s", error)
 
@@ -260,7 +266,7 @@ class MessageControl(QObject):
                 self._put(session, event.message.id)
                 window.footer.show_figures(session.figures)
                 if event.reason is StopReason.CONTEXT:
-                    self._context_full("The context is full, so the answer ends here.")
+                    self._context_full("The context is full, so the answer ends here.", "", session.conversation.go_on)
                 self._offer_undo()
             case AnswerFailed():
                 transcript.remove_messages([PENDING_ID])
@@ -299,13 +305,17 @@ class MessageControl(QObject):
 
     def _answer_failed(self, event: AnswerFailed) -> None:
         self._desk.service.refresh()
+        session = self._chats.session
         if "context" in event.sentence.lower():
-            self._context_full(event.sentence, event.hint)
+            go_on = session.conversation.regenerate if session is not None else lambda: None
+            self._context_full(event.sentence, event.hint, go_on)
             return
         ways = [Way("Try again", self.regenerate, primary=True)]
-        session = self._chats.session
         if "chat template" in event.sentence.lower() and session is not None and not session.options.plain_template:
             ways.insert(0, Way("Answer with a plain template", self._use_plain_template, primary=True))
+            ways[1] = Way("Try again", self.regenerate)
+        if "adapter" in event.sentence.lower() and session is not None and session.options.adapter_uses():
+            ways.insert(0, Way("Answer without adapters", self._answer_without_adapters, primary=True))
             ways[1] = Way("Try again", self.regenerate)
         model = self._desk.service.model
         if model is None:
@@ -318,6 +328,10 @@ class MessageControl(QObject):
             ]
         self._window.notices.show_notice("answer", "error", event.sentence, event.hint, ways)
 
+    def _answer_without_adapters(self) -> None:
+        self.without_adapters()
+        self.regenerate()
+
     def _use_plain_template(self) -> None:
         """This chat goes on without the model's own template, which failed."""
         session = self._chats.session
@@ -325,11 +339,25 @@ class MessageControl(QObject):
             self.set_options(session, replace(session.options, plain_template=True))
             self.regenerate()
 
-    def _context_full(self, sentence: str, hint: str = "") -> None:
-        self._window.notices.show_notice(
-            "context", "warning", sentence, hint,
-            (
-                Way("Start a new chat", self._chats.new_chat, primary=True),
-                Way("Change the context length…", self._models.settings_wanted.emit),
-            ),
-        )  # fmt: skip
+    def _context_full(self, sentence: str, hint: str, go_on: Callable[[], None]) -> None:
+        session = self._chats.session
+        ways = []
+        if session is not None and session.options.context_policy is ContextPolicy.STOP:
+            for label, policy in (
+                ("Drop the oldest turns and go on", ContextPolicy.DROP_OLDEST),
+                ("Shift and go on", ContextPolicy.SHIFT),
+            ):
+                do = partial(self._go_on_with, policy, go_on)
+                ways.append(Way(label, do, primary=policy is ContextPolicy.DROP_OLDEST))
+        ways += [
+            Way("Start a new chat", self._chats.new_chat, primary=not ways),
+            Way("Change the context length…", self._models.settings_wanted.emit),
+        ]
+        self._window.notices.show_notice("context", "warning", sentence, hint, ways)
+
+    def _go_on_with(self, policy: ContextPolicy, go_on: Callable[[], None]) -> None:
+        """The choice holds for this chat from now on; the settings show it."""
+        session = self._chats.session
+        if session is not None and not session.pending and self._can_answer(""):
+            self.set_options(session, replace(session.options, context_policy=policy))
+            self._ask(session, "", go_on)

@@ -28,7 +28,6 @@ class ModelControl(QObject):
         self._service = desk.service
         window, service = desk.window, desk.service
         window.open_file_wanted.connect(self.choose_file)
-        window.file_dropped.connect(lambda name: self.load_model(Path(name)))
         for part in (window.welcome, window.popup):
             part.fetch_wanted.connect(self.fetch_starter)
             part.open_wanted.connect(self.choose_file)

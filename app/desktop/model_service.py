@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ from PySide6.QtCore import QObject, QTimer, Signal
 
 from app.desktop.background import Background
 from engine.api import (
+    AdapterUse,
     DeviceInfo,
     EngineState,
     EngineStatus,
@@ -36,6 +37,8 @@ class EngineLike(Protocol):
     def load(self, path: Path, options: LoadOptions) -> Any: ...
     def unload(self) -> Any: ...
     def submit(self, request: GenerateRequest) -> Any: ...
+    def set_adapters(self, stream: Any, adapters: Sequence[AdapterUse]) -> Any: ...
+    def check_adapter(self, path: Path) -> Any: ...
     def status(self) -> EngineStatus: ...
     def close(self) -> None: ...
 

@@ -42,6 +42,10 @@ class Preferences:
         value = self._values.get(key)
         return [entry for entry in value if isinstance(entry, str)] if isinstance(value, list) else []
 
+    def mapping(self, key: str) -> Mapping[str, Any]:
+        value = self._values.get(key)
+        return value if isinstance(value, dict) else {}
+
     def chat_options(self) -> ChatOptions:
         """How new chats are answered."""
         return ChatOptions.from_json(self._values.get("chat_options"))

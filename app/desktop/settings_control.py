@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from PySide6.QtCore import QObject
 
+from app.desktop.adapter_control import AdapterControl
 from app.desktop.chat_control import ChatControl
 from app.desktop.desk import Desk
 from app.desktop.message_control import MessageControl
@@ -15,20 +18,29 @@ class SettingsControl(QObject):
     """Opens the settings and makes them hold. `dialog` is None while it is closed."""
 
     def __init__(
-        self, desk: Desk, chats: ChatControl, models: ModelControl, messages: MessageControl, parent: QObject
+        self,
+        desk: Desk,
+        chats: ChatControl,
+        models: ModelControl,
+        messages: MessageControl,
+        adapters: AdapterControl,
+        parent: QObject,
     ) -> None:
         super().__init__(parent)
         self._desk = desk
         self._chats = chats
         self._models = models
         self._messages = messages
+        self._adapters = adapters
         self.dialog: SettingsDialog | None = None
-        desk.window.settings_wanted.connect(self.open_settings)
-        models.settings_wanted.connect(self.open_settings)
+        desk.window.settings_wanted.connect(lambda: self.open_settings())
+        models.settings_wanted.connect(lambda: self.open_settings())
+        adapters.rack_wanted.connect(lambda: self.open_settings("adapters"))
 
-    def open_settings(self) -> None:
-        """Opens the settings; the window stays usable."""
+    def open_settings(self, page: str = "general") -> None:
+        """Opens the settings at a page; the window stays usable."""
         if self.dialog is not None:
+            self.dialog.show_page(page)
             self.dialog.raise_()
             self.dialog.activateWindow()
             return
@@ -42,10 +54,15 @@ class SettingsControl(QObject):
         dialog.saved.connect(self.apply_settings)
         dialog.finished.connect(self._settings_closed)
         self.dialog = dialog
+        self._adapters.attach(dialog.rack)
+        dialog.show_page(page)
+        dialog.tabs[page].setFocus()
+        dialog.resize(min(dialog.width(), max(400, self._desk.window.width())), dialog.height())
         dialog.show()
 
     def _settings_closed(self) -> None:
         if self.dialog is not None:
+            self._adapters.detach()
             self.dialog.deleteLater()
             self.dialog = None
 
@@ -55,8 +72,11 @@ class SettingsControl(QObject):
         self._desk.preferences.set("theme", values.theme)
         self._desk.preferences.set_chat_options(values.options)
         session = self._chats.session
-        if session is not None and values.options != session.options:
-            self._messages.set_options(session, values.options)
+        if session is not None:
+            # Adapters and guessing are set elsewhere, and may have been while the dialog was open.
+            options = replace(values.options, adapters=session.options.adapters, draft=session.options.draft)
+            if options != session.options:
+                self._messages.set_options(session, options)
         moved = (values.device, values.context_length) != (self._desk.service.device, self._desk.service.context_length)
         self._desk.service.device, self._desk.service.context_length = values.device, values.context_length
         self._desk.preferences.set("device", values.device)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from PySide6.QtCore import QByteArray, QEvent, QObject, QSize, Qt, Signal
+from pathlib import Path
+
+from PySide6.QtCore import QByteArray, QEvent, QObject, QSize, Qt, QUrl, Signal
 from PySide6.QtGui import QCloseEvent, QDragEnterEvent, QDropEvent, QKeySequence, QMouseEvent, QResizeEvent, QShortcut
 from PySide6.QtWidgets import (
     QFrame,
@@ -278,14 +280,19 @@ class MainWindow(QMainWindow):
         super().closeEvent(event)
 
     def dragEnterEvent(self, event: QDragEnterEvent) -> None:
-        if any(url.toLocalFile().lower().endswith(".gguf") for url in event.mimeData().urls()):
+        if any(self._takes(url) for url in event.mimeData().urls()):
             event.acceptProposedAction()
 
     def dropEvent(self, event: QDropEvent) -> None:
         for url in event.mimeData().urls():
-            if url.toLocalFile().lower().endswith(".gguf"):
+            if self._takes(url):
                 self.file_dropped.emit(url.toLocalFile())
                 return
+
+    @staticmethod
+    def _takes(url: QUrl) -> bool:
+        name = url.toLocalFile()
+        return name.lower().endswith((".gguf", ".safetensors")) or (bool(name) and Path(name).is_dir())
 
     def _dress(self) -> None:
         theme = self.themes.current

@@ -12,6 +12,8 @@ from app.conversation import Conversation
 from app.desktop.desk import Services
 from app.store import ChatStore
 from engine.api import (
+    AdapterInfo,
+    AdapterUse,
     DeviceInfo,
     EngineState,
     EngineStatus,
@@ -44,11 +46,21 @@ def model_info(path: Path, device: DeviceInfo = GPU, notes: tuple[str, ...] = ()
     )  # fmt: skip
 
 
+def adapter_info(path: Path) -> AdapterInfo:
+    kind = "gguf" if path.suffix == ".gguf" else "peft"
+    return AdapterInfo(
+        path=path, name="", kind=kind, architecture="llama", base_model="SmolLM2-135M", rank=16, alpha=32.0, scale=2.0,
+        targets=("attn_q", "attn_k", "attn_v", "attn_output", "ffn_up", "ffn_down"), n_matrices=180,
+        size_bytes=4_883_456,
+    )  # fmt: skip
+
+
 class FakeJob:
     """A load that is over when `finish` or `fail` is called."""
 
     def __init__(self) -> None:
         self.error: Exception | None = None
+        self.value: object = None
         self.is_done = False
         self.was_cancelled = False
         self.at = LoadProgress("weights", 0.45, "")
@@ -60,7 +72,10 @@ class FakeJob:
     def result(self, timeout: float | None = None) -> object:
         if self.error is not None:
             raise self.error
-        return None
+        return self.value
+
+    def exception(self, timeout: float | None = None) -> Exception | None:
+        return self.error
 
     def progress(self) -> LoadProgress:
         return self.at
@@ -88,8 +103,13 @@ class FakeJob:
         self.finish()
 
 
+class Guess(str):
+    """A piece of an answer that was guessed and accepted."""
+
+
 class FakeEngine:
-    """Answers with `answers` in turn. An answer is text, or a list of text pieces and an error or StopReason to end."""
+    """Answers with `answers` in turn. An answer is text, or a list of text pieces, perhaps figures that hold from there
+    on, and an error or StopReason to end."""
 
     def __init__(self, *answers: str | list[Any], pause: float = 0.0) -> None:
         self.answers = list(answers)
@@ -104,6 +124,9 @@ class FakeEngine:
         self.device = GPU
         self.notes: tuple[str, ...] = ()
         self.closed = False
+        self.adapter_errors: dict[str, Exception] = {}
+        self.adapter_changes: list[tuple[AdapterUse, ...]] = []
+        self.change_at_once = True
         self._status = EngineStatus(EngineState.EMPTY)
 
     def load(self, path: Path, options: LoadOptions) -> FakeJob:
@@ -132,6 +155,25 @@ class FakeEngine:
     def status(self) -> EngineStatus:
         return self._status
 
+    def check_adapter(self, path: Path) -> FakeJob:
+        """An adapter that fits, unless `adapter_errors` has its name."""
+        job = FakeJob()
+        error = self.adapter_errors.get(path.name)
+        if error is not None:
+            job.fail(error)
+        else:
+            job.value = adapter_info(path)
+            job.finish()
+        return job
+
+    def set_adapters(self, stream: Stream, adapters: Sequence[AdapterUse]) -> FakeJob:
+        self.adapter_changes.append(tuple(adapters))
+        job = FakeJob()
+        self.jobs.append(job)
+        if self.change_at_once:
+            job.finish()
+        return job
+
     def submit(self, request: GenerateRequest) -> Stream:
         self.requests.append(request)
         stream = Stream()
@@ -146,6 +188,7 @@ class FakeEngine:
         stream.put(PrefillProgress(12, 12))
         text_end: Any = StopReason.EOS
         count = 0
+        measured: Figures | None = None
         for piece in pieces:
             while not self.hold.wait(0.01):
                 if stream.cancelled:
@@ -155,8 +198,12 @@ class FakeEngine:
             if isinstance(piece, StopReason | Exception):
                 text_end = piece
                 break
+            if isinstance(piece, Figures):
+                measured = piece
+                continue
             count += 1
-            stream.put(Token(count, piece, figures(count)))
+            drafted = isinstance(piece, Guess)
+            stream.put(Token(count, str(piece), measured or figures(count), drafted))
             if self.pause:
                 time.sleep(self.pause)
         if stream.cancelled:
@@ -164,7 +211,7 @@ class FakeEngine:
         if isinstance(text_end, RealmError):
             stream.put(Failed(text_end))
         else:
-            stream.put(Finished(text_end, "", figures(count)))
+            stream.put(Finished(text_end, "", measured or figures(count)))
 
     def close(self) -> None:
         self.closed = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from app.desktop.chat_session import PENDING_ID
 from app.desktop.main import catch_unexpected
 from app.desktop.model_service import model_name
 from app.store import ChatStore
-from engine.api import StopReason
+from engine.api import ContextPolicy, StopReason
 from engine.errors import (
     ContextFullError,
     DeviceError,
@@ -26,6 +27,7 @@ from engine.errors import (
     StoreError,
     TemplateError,
 )
+from tests.desktop.fakes import figures
 
 
 def test_from_typing_to_the_finished_answer(stage):
@@ -361,7 +363,29 @@ def test_a_prompt_that_does_not_fit_leads_to_a_new_chat(stage):
     stage.engine.answers = [[ContextFullError("The prompt has 9000 tokens and the context holds 8192.", "")]]
     stage.ask("Long")
     labels = [way.label for way in stage.window.notices.notice("context").ways]
-    assert labels == ["Start a new chat", "Change the context length…"]
+    assert labels[2:] == ["Start a new chat", "Change the context length…"]
+    stage.press("context", "Drop the oldest turns and go on")
+    stage.until(lambda: stage.texts[-1:] == [("assistant", "Fine.")] and not stage.pending)
+    assert stage.engine.requests[-1].context_policy is ContextPolicy.DROP_OLDEST
+    assert stage.engine.requests[-1].answer_so_far == ""
+
+
+def test_an_answer_that_met_the_end_of_the_context_goes_on_as_chosen(stage):
+    dropped = replace(figures(5), dropped_tokens=1234)
+    stage.engine.answers = [["It goes on ", StopReason.CONTEXT], ["and on", dropped]]
+    stage.ask("Tell me everything")
+    stage.press("context", "Shift and go on")
+    stage.until(lambda: stage.texts[-1] == ("assistant", "It goes on and on") and not stage.pending)
+    request = stage.engine.requests[-1]
+    assert (request.context_policy, request.answer_so_far) == (ContextPolicy.SHIFT, "It goes on ")
+    assert "1,234 dropped" in stage.window.footer.context.text()
+    stage.controller.settings.open_settings("answers")
+    dialog = stage.controller.settings.dialog
+    assert dialog.context_policy.value == "shift"
+    dialog.context_policy.buttons["stop"].click()
+    dialog.save()
+    stage.ask("more")
+    assert stage.engine.requests[-1].context_policy is ContextPolicy.STOP
 
 
 def test_a_history_that_cannot_be_opened_is_said_and_can_be_gone_without(qtbot, qapp, tmp_path, engine):
@@ -440,9 +464,9 @@ def test_settings_reach_the_next_request_and_the_next_chat(stage):
     stage.controller.settings.open_settings()
     dialog = stage.controller.settings.dialog
     dialog.system_prompt.setPlainText("Be brief.")
-    dialog.temperature.setValue(0.25)
-    dialog.top_k.setValue(7)
-    dialog.seed.setText("42")
+    dialog.sampling.fields["temperature"].setValue(0.25)
+    dialog.sampling.fields["top_k"].setValue(7)
+    dialog.sampling.seed.setText("42")
     dialog.max_tokens.setValue(99)
     stage.qtbot.mouseClick(dialog.save_button, Qt.MouseButton.LeftButton)
     stage.ask("one")
@@ -460,8 +484,8 @@ def test_settings_reach_the_next_request_and_the_next_chat(stage):
 def test_settings_outlive_the_window(open_stage, stage):
     stage.controller.settings.open_settings()
     dialog = stage.controller.settings.dialog
-    dialog.min_p.setValue(0.33)
-    dialog._theme_buttons["dark"].click()
+    dialog.sampling.fields["min_p"].setValue(0.33)
+    dialog.theme.buttons["dark"].click()
     dialog.context_length.setCurrentIndex(dialog.context_length.findData(2048))
     dialog.save()
     stage.window.hide()
@@ -488,11 +512,12 @@ def test_a_new_context_length_loads_the_model_again(stage):
 def test_the_order_of_the_samplers_is_visible(stage):
     stage.controller.settings.open_settings()
     dialog = stage.controller.settings.dialog
-    plain = re.sub(r"<[^>]+>|&nbsp;", "", dialog.chain.text())
+    plain = re.sub(r"<[^>]+>|&nbsp;", "", dialog.sampling.chain.text())
     order = [part.strip() for part in plain.split("→")]
-    assert order == ["Penalties (off)", "Top-k", "Typical (off)", "Top-p", "Min-p", "Temperature"]
-    dialog.temperature.setValue(0)
-    assert "Likeliest token" in dialog.chain.text()
+    assert order == ["Penalties (off)", "DRY (off)", "Top-n-sigma (off)", "Top-k", "Typical (off)", "Top-p", "Min-p",
+                     "XTC (off)", "Temperature"]  # fmt: skip
+    dialog.sampling.fields["temperature"].setValue(0)
+    assert "Likeliest token" in dialog.sampling.chain.text()
     dialog.reject()
 
 
@@ -500,7 +525,7 @@ def test_cancelling_the_settings_puts_the_theme_back(stage):
     stage.controller.settings.open_settings()
     dialog = stage.controller.settings.dialog
     before = stage.controller.desk.themes.choice
-    dialog._theme_buttons["dark"].click()
+    dialog.theme.buttons["dark"].click()
     assert stage.controller.desk.themes.current.dark
     dialog.reject()
     assert stage.controller.desk.themes.choice == before

@@ -44,8 +44,20 @@ from app.conversation import (
     MessageAdded,
 )
 from app.store import ChatStore, MessageState, StoredMessage
-from engine.api import EngineState, EngineStatus, Event, Figures, Finished, GenerateRequest, Started, StopReason, Token
+from engine.api import (
+    AdapterUse,
+    EngineState,
+    EngineStatus,
+    Event,
+    Figures,
+    Finished,
+    GenerateRequest,
+    Started,
+    StopReason,
+    Token,
+)
 from engine.engine import Engine
+from engine.job import Job
 from engine.stream import Stream
 
 LONGEST_LOSS_S = 0.5
@@ -76,6 +88,11 @@ class ScriptedEngine:
         threading.Thread(target=self._answer, args=(stream, _question(request)), daemon=True).start()
         return stream
 
+    def set_adapters(self, stream: Any, adapters: Sequence[AdapterUse]) -> Job[None]:
+        job: Job[None] = Job()
+        job.succeed(None)
+        return job
+
     def _answer(self, stream: Stream, question: str) -> None:
         pieces = self._random.choice((1, 5, 20, 60, 400))
         pause = self._random.choice((0.002, 0.01, 0.03))
@@ -101,22 +118,25 @@ class ReportingEngine:
     def submit(self, request: GenerateRequest) -> AnswerStream:
         return _ReportingStream(self._engine.submit(request), _question(request), self._report)
 
+    def set_adapters(self, stream: Any, adapters: Sequence[AdapterUse]) -> Job[None]:
+        return self._engine.set_adapters(stream.original, adapters)
+
 
 class _ReportingStream:
     def __init__(self, stream: Stream, question: str, report: Report) -> None:
-        self._stream = stream
+        self.original = stream
         self._question = question
         self._report = report
 
     def poll(self) -> list[Event]:
-        events = self._stream.poll()
+        events = self.original.poll()
         for event in events:
             if isinstance(event, Token | Finished) and event.text:
                 self._report("piece", question=self._question, text=event.text, at=time.monotonic())
         return events
 
     def cancel(self) -> None:
-        self._stream.cancel()
+        self.original.cancel()
 
 
 def _question(request: GenerateRequest) -> str:

@@ -296,10 +296,30 @@ def popup(stage: Stage):
     return stage.window.popup
 
 
-def settings(stage: Stage):
-    stage.controller.settings.open_settings()
+def settings(stage: Stage, page: str = "general"):
+    stage.controller.settings.open_settings(page)
     stage.settle(0.1)
     return stage.controller.settings.dialog
+
+
+def adapters(stage: Stage):
+    """A rack with one that acts, one that is off, one for another model, and one whose file is gone."""
+    from app.conversation import AdapterChoice
+    from engine.errors import AdapterError
+
+    folder = stage.controller.desk.service.models[0].path.parent
+    names = ("pirate-speech.gguf", "json-answers", "norwegian-13b.gguf")
+    for name in names:
+        (folder / name).touch()
+    stage.engine.adapter_errors["norwegian-13b.gguf"] = AdapterError(
+        "It is for a model whose attn_q is 5120 wide; that of SmolLM2 is 576.", "Load the model that it was made for."
+    )
+    strengths = ((0.8, True), (1.25, False), (1.0, True))
+    choices = [
+        AdapterChoice(folder / name, strength, on) for name, (strength, on) in zip(names, strengths, strict=True)
+    ]
+    stage.controller.adapters.set_choices([*choices, AdapterChoice(folder / "gone.safetensors")])
+    return settings(stage, "adapters")
 
 
 def fetching(stage: Stage) -> None:
@@ -336,6 +356,10 @@ STATES: dict[str, Callable[[Stage], object]] = {
     "damaged": damaged,
     "popup": popup,
     "settings": settings,
+    "settings-answers": lambda stage: settings(stage, "answers"),
+    "settings-sampling": lambda stage: settings(stage, "sampling"),
+    "adapters-none": lambda stage: settings(stage, "adapters"),
+    "adapters": adapters,
     "editing": editing,
     "sidebar": sidebar,
     "deleted": deleted,
