@@ -116,8 +116,9 @@ class Serving:
     ) -> Sequence:
         """tokens: the prompt's, where they are known."""
         check_request(request)
-        drafting = self._drafting(request)
+        self._check_draft(request)
         sampler = Sampler(request.sampling, self._n_vocab, self.tokenizer)
+        drafting = None if request.draft is None else Drafting(request.draft, request.sampling, sampler.greedy)
         template = self.plain_template if request.plain_template else self.template
         if tokens is None:
             tokens = prompt_tokens(request, self.tokenizer, template, self._n_vocab)
@@ -142,16 +143,12 @@ class Serving:
             adapter_key=adapters.key,
         )
 
-    def _drafting(self, request: GenerateRequest) -> Drafting | None:
-        options = request.draft
-        if options is None:
-            return None
-        if not self.speculation.has(options.kind):
+    def _check_draft(self, request: GenerateRequest) -> None:
+        if request.draft is not None and not self.speculation.has(request.draft.kind):
             raise RequestError(
                 "The request asks for guesses of a draft model, but none is loaded.",
                 "Load one that fits this model, or guess from the text itself (n-gram).",
             )
-        return Drafting(options, request.sampling)
 
     def set_adapters(self, stream: Stream, uses: Sequence_[AdapterUse]) -> None:
         """Changes what acts on a running request; its tokens are computed anew, so nothing of the old set remains.

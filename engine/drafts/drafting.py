@@ -17,10 +17,10 @@ class Drafting:
 
     MEMORY = 0.9  # what an observation of acceptance keeps of its weight with each later one
 
-    def __init__(self, options: DraftOptions, sampling: SamplingParams) -> None:
+    def __init__(self, options: DraftOptions, sampling: SamplingParams, greedy: bool) -> None:
         self.options = options
         self.sampling = sampling
-        self.greedy = sampling.temperature == 0
+        self.greedy = greedy
         # numbers of its own: the sampler's draws stay those of a request that guesses nothing
         self.uniform = np.random.default_rng(None if sampling.seed is None else [sampling.seed, 1])
         self.index = NgramIndex()

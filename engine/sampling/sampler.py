@@ -54,6 +54,11 @@ class Sampler:
         last = "greedy" if self._greedy else "draw" if params.seed is None else f"draw seed={params.seed}"
         self._description = [*bias, *(text for _, text in active), last]
 
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken, and none drawn."""
+        return self._greedy
+
     def describe(self) -> list[str]:
         """What runs, in order, with the settings; what is switched off is not listed."""
         return list(self._description)

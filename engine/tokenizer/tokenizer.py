@@ -40,6 +40,11 @@ class Tokenizer:
         self.add_eos = vocabulary.add_eos
         self.warnings = vocabulary.warnings
 
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What the file says about the tokens."""
+        return self._vocabulary
+
     @classmethod
     def from_gguf(cls, file: HasMetadata) -> Tokenizer:
         """Builds the tokenizer of a model. Raises TokenizerError or UnsupportedModelError, naming the metadata key."""
