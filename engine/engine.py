@@ -8,6 +8,7 @@ import logging
 import threading
 from collections.abc import Callable
 from collections.abc import Sequence as Sequence_
+from dataclasses import replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from time import perf_counter
@@ -18,6 +19,7 @@ from engine.adapters import AdapterBase, read_adapter
 from engine.api import (
     AdapterInfo,
     AdapterUse,
+    DraftInfo,
     Embeddings,
     EngineState,
     EngineStatus,
@@ -32,6 +34,8 @@ from engine.api import (
 )
 from engine.batch import LoadedModel, Progress
 from engine.chat_template import ChatTemplate
+from engine.drafts.fit import check_draft_file, compare_vocabularies
+from engine.drafts.loaded import LoadedDraft, draft_options
 from engine.errors import DeviceError, ModelFileError, OutOfMemoryError, RealmError, RequestError
 from engine.job import Job, JobCancelled
 from engine.request import message_tokens, text_tokens
@@ -77,6 +81,7 @@ class Engine:
         self._loader = loader or _load_model
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._serving: Serving | None = None
+        self._draft: LoadedDraft | None = None
         self._state = EngineState.EMPTY
         self._error: RealmError | None = None
         self._progress: LoadProgress | None = None
@@ -98,8 +103,21 @@ class Engine:
         return self._post(lambda job: self._load(job, Path(path), options or LoadOptions()))
 
     def unload(self) -> Job[None]:
-        """Frees the model; running requests end with Failed."""
+        """Frees the model and its draft; running requests end with Failed."""
         return self._post(lambda job: self._unload())
+
+    def load_draft(self, path: Path | str, options: LoadOptions | None = None) -> Job[DraftInfo]:
+        """Loads a model that guesses tokens for the loaded one, in place of the draft that is loaded.
+
+        It stays beside every model that it fits: loading one that it does not fit drops it, with a note. options:
+        without a context length it gets that of the model. A draft that does not fit fails with the reason
+        (engine.drafts.fit.check_draft tells it beforehand) and leaves everything as it is.
+        """
+        return self._post(lambda job: self._load_draft(job, Path(path), options or LoadOptions()))
+
+    def unload_draft(self) -> Job[None]:
+        """Frees the draft model; running requests go on without guesses."""
+        return self._post(lambda job: self._drop_draft())
 
     def submit(self, request: GenerateRequest) -> Stream:
         """Queues a request. What is wrong with it arrives as Failed in its stream."""
@@ -153,12 +171,13 @@ class Engine:
 
     def status(self) -> EngineStatus:
         """What the engine does now; cheap."""
-        serving, state = self._serving, self._state
+        serving, draft, state = self._serving, self._draft, self._state
         active = serving.n_active if serving else 0
         queued = self._untaken + (serving.n_queued if serving else 0)
         return EngineStatus(
             state=EngineState.GENERATING if state is EngineState.READY and active else state,
             model=serving.info if serving else None,
+            draft=draft.info if draft else None,
             progress=self._progress,
             error=self._error,
             active_requests=active,
@@ -300,6 +319,7 @@ class Engine:
                     self._lose(_unexpected("The engine failed", error))
         self._run_commands(wait=False)  # each of them only says that the engine is closed
         self._give_up_model(_closed())
+        self._drop_draft()
         self._state = EngineState.CLOSED
 
     def _run_commands(self, wait: bool) -> None:
@@ -376,7 +396,63 @@ class Engine:
             bundle.model.close()
             raise
         self._state = EngineState.READY
+        self._keep_fitting_draft(self._serving)
         return self._serving.info
+
+    def _load_draft(self, job: Job[DraftInfo], path: Path, options: LoadOptions) -> DraftInfo:
+        serving = self._need_serving()
+        if not _is_there(path):
+            raise ModelFileError(f"There is no file {path}.", "Choose a model file that exists.")
+        fit = check_draft_file(serving.tokenizer.vocabulary, path)
+        if not fit.fits:
+            raise RequestError(
+                f"{path.name} cannot draft for {serving.info.name}: {fit.reason}",
+                "A draft needs the vocabulary of its model: choose a smaller model of the same family.",
+            )
+        self._drop_draft()
+
+        def report(stage: str, fraction: float, detail: str) -> None:
+            low, high = STAGES.get(stage, (0.0, 0.0))
+            job.report(LoadProgress(stage, low + (high - low) * min(max(fraction, 0.0), 1.0), detail))
+
+        def cancelled() -> bool:
+            return job.cancel_requested or self._closing
+
+        try:
+            bundle = self._loader(path, draft_options(path, options, serving.info.context_length), report, cancelled)
+            if cancelled():
+                bundle.model.close()
+                raise JobCancelled
+        except Exception as failure:
+            raise self._load_error(failure, path, cancelled=cancelled()) from failure
+        self._draft = LoadedDraft(bundle.model, bundle.tokenizer.vocabulary, bundle.info, fit.reason)
+        serving.set_draft(self._draft)
+        return self._draft.info
+
+    def _keep_fitting_draft(self, serving: Serving) -> None:
+        """A new model is loaded: the draft stays if it fits that one too."""
+        if self._draft is None:
+            return
+        fit = compare_vocabularies(serving.tokenizer.vocabulary, self._draft.vocabulary)
+        if fit.fits:
+            serving.set_draft(self._draft)
+            return
+        note = f"The draft {self._draft.info.name} does not fit this model and was unloaded: {fit.reason}"
+        serving.info = replace(serving.info, notes=(*serving.info.notes, note))
+        self._drop_draft()
+
+    def _drop_draft(self) -> None:
+        draft, self._draft = self._draft, None
+        if draft is None:
+            return
+        if self._serving is not None:
+            self._serving.set_draft(None)
+        try:
+            draft.model.close()
+        except Exception:  # as with the model itself
+            log.exception("The draft model could not be closed")
+        del draft
+        gc.collect()
 
     @staticmethod
     def _load_error(failure: Exception, path: Path, cancelled: bool) -> RealmError:
@@ -393,11 +469,13 @@ class Engine:
 
     def _unload(self) -> None:
         self._give_up_model(RequestError("The model was unloaded before this answer was finished."))
+        self._drop_draft()
         self._state, self._error = EngineState.EMPTY, None
 
     def _lose(self, error: RealmError) -> None:
         """The device failed, or the engine itself: nothing of what the model holds can be trusted any more."""
         self._give_up_model(error)
+        self._drop_draft()
         self._state, self._error = EngineState.FAILED, error
 
     def _give_up_model(self, reason: RealmError) -> None:

@@ -17,6 +17,7 @@ from engine.adapters.rack import AdapterRack
 from engine.answer_text import AnswerText
 from engine.api import (
     AdapterUse,
+    DraftKind,
     Embeddings,
     Failed,
     Figures,
@@ -32,7 +33,10 @@ from engine.api import (
 from engine.batch import LoadedModel
 from engine.chat_template import PLAIN_CHAT_TEMPLATE, ChatTemplate
 from engine.drafts.drafting import Drafting
+from engine.drafts.fit import shared_tokens
 from engine.drafts.guess import Guess, judge
+from engine.drafts.loaded import LoadedDraft
+from engine.drafts.model import ModelDrafter
 from engine.drafts.speculation import Speculation
 from engine.embedding import EmbeddingWork, cannot_chat
 from engine.errors import DeviceError, OutOfMemoryError, RealmError, RequestError
@@ -70,7 +74,7 @@ class Serving:
         self._meter = Meter(model.weight_bytes_per_token, model.read_bandwidth())
         # the output may be padded with rows that are no tokens; those are never drawn
         self._n_vocab = min(model.n_vocab, tokenizer.n_vocab)
-        self.speculation = Speculation()
+        self.speculation = Speculation(model.max_rows)
         if info.is_encoder:  # its cache has room for several texts of the longest kind
             self.info = info
         else:
@@ -91,6 +95,14 @@ class Serving:
     @property
     def busy(self) -> bool:
         return self._scheduler.ready or bool(self._embeddings)
+
+    def set_draft(self, draft: LoadedDraft | None) -> None:
+        """The draft model that guesses from now on; None guesses nothing any more."""
+        drafter = None
+        if draft is not None:
+            tokens = shared_tokens(self.tokenizer.vocabulary, draft.vocabulary)
+            drafter = ModelDrafter(draft.model, tokens, self._n_vocab, draft.context_length)
+        self.speculation.set_drafter(DraftKind.MODEL, drafter)
 
     def add(self, stream: Stream, request: GenerateRequest, submitted: float) -> None:
         """Queues a request. Raises a RealmError when something is wrong with it."""

@@ -15,7 +15,7 @@ class Drafting:
     paused: guessing does not pay at present.
     """
 
-    MEMORY = 0.9  # what an observation of acceptance keeps of its weight with each later one
+    MEMORY = 0.95  # what an observation of acceptance keeps of its weight with each later one
 
     def __init__(self, options: DraftOptions, sampling: SamplingParams, greedy: bool) -> None:
         self.options = options

@@ -19,7 +19,9 @@ from engine.errors import UnsupportedModelError
 from engine.gguf import GGUFFile
 from engine.tokenizer.vocabulary import Attr, Vocabulary, read_vocabulary
 
-_PADDING = re.compile(r"\[PAD-?\d*\]|\[EMPTY_\d+\]|<\|?(unused|reserved|dummy|extra_id|pad|placeholder)[^>]*>", re.IGNORECASE)
+_PADDING = re.compile(
+    r"\[PAD-?\d*\]|\[EMPTY_\d+\]|<\|?(unused|reserved|dummy|extra_id|pad|placeholder)[^>]*>", re.IGNORECASE
+)
 """Texts of tokens that only fill a vocabulary up."""
 
 _NAMES = {"bos": "begins a text with", "eos": "ends a text with", "eot": "ends a turn with"}
@@ -76,7 +78,7 @@ def compare_vocabularies(target: Vocabulary, draft: Vocabulary) -> DraftFit:
     """
     if target.model != draft.model:
         return DraftFit(
-            False, f"The draft has a vocabulary of the kind {draft.model!r}, the model one of the kind {target.model!r}."
+            False, f"The draft's vocabulary is of the kind {draft.model!r}, the model's of the kind {target.model!r}."
         )
     different = _different(target, draft)
     wrong = different[~_harmless(target, draft, different)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Sequence_
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from time import perf_counter
 
 import numpy as np
@@ -11,36 +11,16 @@ from numpy.typing import NDArray
 
 from engine.batch import KV_BLOCK, Batch, LoadedModel
 from engine.drafts.fit import SharedTokens
-from engine.drafts.guess import Distribution, Guess
+from engine.drafts.guess import Distribution
 from engine.drafts.pace import StepCost
-from engine.drafts.speculation import FIRST_STEPS, LOOKED_AHEAD, PROBES_SHARE, Planned, Speculation
-from engine.kv import BlockManager, Key, chain_key, n_blocks_for
+from engine.drafts.speculation import Planned, Speculation
+from engine.drafts.worth import CHUNK, Follower, Work, Worth
+from engine.kv import BlockManager, chain_key, n_blocks_for
 from engine.sampling import Sampler
 from engine.sequence import Sequence
 
-CHUNK = 128
-"""Rows that catching up with sequences may add to one step: what runs beside them waits for it."""
-
 IMPOSSIBLE = np.float32(-1e30)
 """Logit of a token that the draft must not guess; finite, as samplers want it, and a probability of exactly 0."""
-
-
-@dataclass
-class Follower:
-    """How far the draft model has followed a sequence.
-
-    blocks: of its own cache; table is the same as Batch wants it. n_computed: tokens whose keys and values these hold;
-    the last len(ahead) of them were guesses when they were computed.
-    """
-
-    table: NDArray[np.int32]
-    sampler: Sampler
-    blocks: list[int] = field(default_factory=list)
-    block_keys: list[Key] = field(default_factory=list)
-    n_computed: int = 0
-    ahead: list[int] = field(default_factory=list)
-    last: int = -1  # token before `ahead`
-    used: int = 0
 
 
 class ModelDrafter:
@@ -69,17 +49,21 @@ class ModelDrafter:
     def propose(self, speculation: Speculation, sequences: Sequence_[Sequence], n_plain: int) -> list[Planned]:
         self._clock += 1
         able = [s for s in sequences if s.guess_room and len(s.tokens) < self._context_length]
+        room = speculation.max_rows - n_plain
         for sequence in sequences:
-            if sequence not in able and sequence.drafting is not None:
-                sequence.drafting.paused = len(sequence.tokens) >= self._context_length
-        willing = _Willing(self, speculation, n_plain).choose(able)
+            if sequence.drafting is not None and len(sequence.tokens) >= self._context_length:
+                sequence.drafting.paused = True
+        worth = Worth(self, speculation, n_plain)
+        willing = worth.choose(able)
         ready = self._catch_up([one for one in willing if self._follow(one.sequence)])
         active = ready
         while active:
             began = perf_counter()
             logits = self.model.forward(self._batch(active))
-            active = [one for one, row in zip(active, logits, strict=True) if self._guess(speculation, one, row)]
+            going = [one for one, row in zip(active, logits, strict=True) if self._guess(speculation, one, row)]
             self.cost.observe(self._rows, perf_counter() - began)
+            room -= len(active)
+            active = [one for one in worth.going_on(going)[: max(room, 0)] if self._grow(one.follower, one.n_tokens)]
         return [one for one in ready if one.guess.tokens]
 
     def missing(self, sequence: Sequence) -> int:
@@ -174,7 +158,7 @@ class ModelDrafter:
         follower.table[n : n + len(blocks)] = blocks
         follower.blocks += blocks
 
-    def _catch_up(self, willing: list[_Work]) -> list[_Work]:
+    def _catch_up(self, willing: list[Work]) -> list[Work]:
         """Gives out the rows of the first step; those that stay behind after it compute theirs here and do not guess
         this time."""
         room = min(CHUNK + len(willing), self.model.max_rows)
@@ -196,7 +180,7 @@ class ModelDrafter:
 
     # -- stepping
 
-    def _batch(self, active: list[_Work], logits: bool = True) -> Batch:
+    def _batch(self, active: list[Work], logits: bool = True) -> Batch:
         """The rows that each has: tokens of the sequence that are missing, then its latest guess."""
         tokens: list[int] = []
         positions: list[int] = []
@@ -225,7 +209,7 @@ class ModelDrafter:
             logit_rows=np.array(wanted if logits else [], np.int32),
         )
 
-    def _guess(self, speculation: Speculation, one: _Work, logits: NDArray[np.float32]) -> bool:
+    def _guess(self, speculation: Speculation, one: Work, logits: NDArray[np.float32]) -> bool:
         """Adds a guess; says whether to go on after it."""
         guess, sampler = one.guess, one.follower.sampler
         candidates = sampler.candidates(self._for_target(logits), [*one.sequence.tokens, *guess.tokens])
@@ -243,12 +227,7 @@ class ModelDrafter:
         if not sampler.greedy:
             guess.distributions = [*(guess.distributions or []), drawn_from]
         one.reach *= speculation.pace(one.drafting).acceptance.rate(confidence)
-        n = len(guess.tokens)
-        if n >= min(one.most, one.sequence.guess_room) or not self._tokens.shared[token]:
-            return False
-        if n >= one.at_least and one.reach * one.next_rate < one.least_reach:
-            return False
-        return self._grow(one.follower, len(one.sequence.tokens) + n)
+        return len(guess.tokens) < min(one.most, one.sequence.guess_room)
 
     def _for_target(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits of the target's tokens: those that only it has are impossible."""
@@ -258,113 +237,3 @@ class ModelDrafter:
         out[: self._n_shared] = logits[: self._n_shared]
         out[self._banned] = IMPOSSIBLE
         return out
-
-
-@dataclass
-class _Work(Planned):
-    """A sequence that guesses in this step. It goes on while the chance that all its guesses and the next one are
-    accepted is at least least_reach; at_least and at most `most` guesses."""
-
-    follower: Follower = field(default=None)  # type: ignore[assignment]  # set before it is used
-    rows: int = 0
-    reach: float = 1.0
-    next_rate: float = 1.0
-    least_reach: float = 0.0
-    at_least: int = 0
-    most: int = 0
-
-
-class _Willing:
-    """Decides which sequences are worth guessing for, and how long."""
-
-    def __init__(self, drafter: ModelDrafter, speculation: Speculation, n_plain: int) -> None:
-        self._drafter = drafter
-        self._speculation = speculation
-        self._n_plain = n_plain
-        cost = speculation.cost
-        self._plain_s = cost.seconds(n_plain) + n_plain * speculation.choosing_s
-
-    def choose(self, sequences: list[Sequence]) -> list[_Work]:
-        known = [s for s in sequences if self._known(s)]
-        out = [self._first(s) for s in sequences if not self._known(s)]
-        group = known
-        while group:
-            rates = [self._rate_of(s) for s in group]
-            best, guess_s = self._best(rates)
-            # a guess pays if what it adds, reach tokens in guess_s seconds, is more than the step makes anyway
-            able = [s for s, rate in zip(group, rates, strict=True) if rate >= best * guess_s and self._affords(s, best)]
-            if len(able) == len(group):
-                out += [self._measured(s, rate, best * guess_s) for s, rate in zip(group, rates, strict=True)]
-                break
-            group = able
-        for sequence in known:
-            drafting = sequence.drafting
-            assert drafting is not None
-            drafting.paused = sequence not in group
-            if drafting.paused and (probe := self._probe(sequence)):
-                out.append(probe)
-        return out
-
-    def _known(self, sequence: Sequence) -> bool:
-        assert sequence.drafting is not None
-        return self._speculation.pace(sequence.drafting).steps >= FIRST_STEPS and self._drafter.cost.known
-
-    def _rate_of(self, sequence: Sequence) -> float:
-        drafting = sequence.drafting
-        assert drafting is not None
-        if drafting.acceptance is None:
-            return self._speculation.pace(drafting).mean.rate(0)
-        return drafting.acceptance
-
-    def _best(self, rates: list[float]) -> tuple[float, float]:
-        """The most tokens per second that any one length gives, and the seconds that one more guess takes."""
-        n, m, cost = self._n_plain, len(rates), self._speculation.cost
-        draft_s = self._drafter.cost.seconds(m)
-        base = cost.seconds(n)
-        rate = sum(rates) / m
-        best = n / self._plain_s
-        checked_s = (cost.seconds(n + 4 * m) - base) / (4 * m)
-        tokens = 1.0
-        for length in range(1, 17):
-            tokens += rate**length
-            total = n - m + m * tokens
-            seconds = length * draft_s + cost.seconds(n + length * m) + total * self._speculation.choosing_s
-            if total / seconds > best:
-                best, checked_s = total / seconds, (cost.seconds(n + length * m) - base) / (length * m)
-        return best, draft_s / m + checked_s
-
-    def _affords(self, sequence: Sequence, best: float) -> bool:
-        """Whether computing what the draft model has missed comes in again over the rest of the answer."""
-        missing = self._drafter.missing(sequence)
-        if missing <= 4:
-            return True
-        saved = self._plain_s / self._n_plain - 1 / best
-        return self._catching_up_s(missing) < 0.5 * saved * self._n_plain * min(sequence.guess_room, LOOKED_AHEAD)
-
-    def _catching_up_s(self, missing: int) -> float:
-        cost, most = self._drafter.cost, CHUNK
-        return (missing // most) * cost.seconds(most) + cost.seconds(missing % most + 1)
-
-    def _first(self, sequence: Sequence) -> _Work:
-        drafting = sequence.drafting
-        assert drafting is not None
-        length = drafting.at_start
-        return _Work(sequence, drafting, Guess(), probe=length, at_least=length, most=length)
-
-    def _measured(self, sequence: Sequence, rate: float, least: float) -> _Work:
-        drafting = sequence.drafting
-        assert drafting is not None
-        return _Work(sequence, drafting, Guess(), next_rate=rate, least_reach=least, most=drafting.most)
-
-    def _probe(self, sequence: Sequence) -> _Work | None:
-        """A short guess although it does not seem to pay, where enough time was put by for what it costs."""
-        drafting = sequence.drafting
-        assert drafting is not None
-        pace, cost, length = self._speculation.pace(drafting), self._speculation.cost, 2
-        extra = cost.seconds(self._n_plain + length) - cost.seconds(self._n_plain)
-        extra += self._catching_up_s(self._drafter.missing(sequence)) + (length - 1) * self._drafter.cost.seconds(1)
-        if pace.probes_s < extra:
-            pace.probes_s += PROBES_SHARE * self._plain_s / self._n_plain
-            return None
-        pace.probes_s -= extra
-        return _Work(sequence, drafting, Guess(), probe=length, at_least=length, most=length)

@@ -65,11 +65,16 @@ class StepCost:
         return ys[at - 1] + (ys[at] - ys[at - 1]) * (rows - x0) / (x1 - x0)
 
     def _fit(self) -> None:
-        """Isotonic regression (pool adjacent violators): measured numbers scatter, real costs ascend."""
+        """Isotonic regression (pool adjacent violators): measured numbers scatter, real costs ascend.
+
+        No step takes longer than its rows would in several steps; a number that says so was disturbed.
+        """
         pools: list[tuple[float, float, int]] = []
         self._rows = sorted(self._mean)
+        per_row = min(mean / rows for rows, mean in self._mean.items() if rows <= 2 * self._rows[0])
         for rows in self._rows:
-            mean, weight, n = self._mean[rows], self._weight[rows], 1
+            most = max(rows * per_row, self._mean[self._rows[0]])
+            mean, weight, n = min(self._mean[rows], most), self._weight[rows], 1
             while pools and pools[-1][0] >= mean:
                 above, its_weight, its_n = pools.pop()
                 mean = (mean * weight + above * its_weight) / (weight + its_weight)
@@ -81,15 +86,14 @@ class StepCost:
 
 class Acceptance:
     """How often guesses of some confidence are accepted. `edges` part the confidences, `prior` is one rate for each
-    part: what is believed before anything was seen, worth PRIOR guesses."""
+    part: what is believed before anything was seen, worth `weight` guesses."""
 
-    PRIOR = 6.0
     MEMORY = 200.0
 
-    def __init__(self, edges: Sequence[float], prior: Sequence[float]) -> None:
+    def __init__(self, edges: Sequence[float], prior: Sequence[float], weight: float = 4.0) -> None:
         self._edges = list(edges)
-        self._yes = [rate * self.PRIOR for rate in prior]
-        self._all = [self.PRIOR] * len(prior)
+        self._yes = [rate * weight for rate in prior]
+        self._all = [weight] * len(prior)
 
     def rate(self, confidence: float) -> float:
         part = bisect_right(self._edges, confidence)

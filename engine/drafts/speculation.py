@@ -20,7 +20,7 @@ PLAIN_SAMPLES = 2.0
 PLAIN_EVERY = 64
 """Steps without guesses at the start, and one in so many later: what guessing is measured against."""
 
-FIRST_STEPS = 3
+FIRST_STEPS = 2
 """Steps with guesses of the length asked for, before the length follows what was measured."""
 
 PROBE_LENGTH = 3
@@ -41,12 +41,50 @@ MODEL_PRIOR = (0.40, 0.50, 0.60, 0.70, 0.80, 0.88, 0.93, 0.97)
 
 @dataclass
 class Pace:
-    """What is known of one way of guessing. mean: acceptance whatever the confidence; probes_s: time for probes."""
+    """What is known of one way of guessing.
+
+    mean: acceptance whatever the confidence. steps: with guesses so far; with_s: seconds that the latest of them took;
+    without_s: that as many tokens would have taken without guesses. probes_s: seconds put by for probes.
+    resting: steps for which nothing is guessed, because guessing turned out slower than expected.
+    """
+
+    MEMORY = 0.95
+    WINDOW = 8
+    SLOWER = 0.97
 
     acceptance: Acceptance
     mean: Acceptance
     steps: int = 0
+    with_s: float = 0.0
+    without_s: float = 0.0
     probes_s: float = 0.0
+    resting: int = 0
+    _rests: int = 0
+    _window: int = 0
+
+    @property
+    def gain(self) -> float:
+        return self.without_s / self.with_s if self.with_s else 1.0
+
+    def stepped(self, with_s: float, without_s: float) -> None:
+        self.steps += 1
+        self.with_s = self.with_s * self.MEMORY + with_s
+        self.without_s = self.without_s * self.MEMORY + without_s
+        self._window += 1
+        if self._window < self.WINDOW:
+            return
+        if self.gain < self.SLOWER:
+            self.resting = 16 << min(self._rests, 5)
+            self._rests += 1
+            self.with_s = self.without_s = self._window = 0
+        elif self.gain > 1.0:
+            self._rests = 0
+
+    def rests(self) -> bool:
+        """Whether nothing is guessed in this step."""
+        if self.resting:
+            self.resting -= 1
+        return self.resting > 0
 
 
 @dataclass
@@ -96,16 +134,19 @@ class Ngrams:
 class Speculation:
     """Plans guesses before a step and learns from it afterwards.
 
-    cost: of the target's steps by rows. choosing_s: what it takes to choose and hand out one token.
+    max_rows: of one step of the target. cost: of its steps by rows. choosing_s: what it takes to choose and hand out
+    one token.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_rows: int) -> None:
+        self.max_rows = max_rows
         self.cost = StepCost()
         self.choosing_s = 0.0
         self._drafters: dict[DraftKind, Drafter] = {DraftKind.NGRAM: Ngrams()}
         self._paces: dict[tuple[DraftKind, bool], Pace] = {}
         self._since_plain = 0
         self._drafting_s = 0.0
+        self._plain_token_s = 0.0
 
     def set_drafter(self, kind: DraftKind, drafter: Drafter | None) -> None:
         if drafter is None:
@@ -124,8 +165,12 @@ class Speculation:
         if key not in self._paces:
             ngram = kind is DraftKind.NGRAM
             acceptance = Acceptance(*((NGRAM_EDGES, NGRAM_PRIOR) if ngram else (MODEL_EDGES, MODEL_PRIOR)))
-            self._paces[key] = Pace(acceptance, Acceptance((), (0.7,)))
+            self._paces[key] = Pace(acceptance, Acceptance((), (0.7,), weight=3.0))
         return self._paces[key]
+
+    def _pace_of(self, sequence: Sequence) -> Pace:
+        assert sequence.drafting is not None
+        return self.pace(sequence.drafting)
 
     def propose(self, decoding: Sequence_[Sequence]) -> None:
         """Sets `guess` of the sequences that decode in the next step."""
@@ -136,14 +181,16 @@ class Speculation:
             if sequence.drafting is not None:
                 by_kind.setdefault(sequence.drafting.options.kind, []).append(sequence)
         if by_kind and not self._plain_is_due(len(decoding)):
+            self._plain_token_s = self.cost.seconds(len(decoding)) / len(decoding) + self.choosing_s
+            resting = {id(pace) for pace in self._paces.values() if pace.rests()}
             planned: list[Planned] = []
             for kind, sequences in by_kind.items():
-                if kind in self._drafters:
-                    planned += self._drafters[kind].propose(self, sequences, len(decoding))
-                else:
-                    for sequence in sequences:
-                        assert sequence.drafting is not None
+                able = [s for s in sequences if kind in self._drafters and id(self._pace_of(s)) not in resting]
+                for sequence in sequences:
+                    if sequence not in able and sequence.drafting is not None:
                         sequence.drafting.paused = True
+                if able:
+                    planned += self._drafters[kind].propose(self, able, len(decoding))
             self._choose(planned, len(decoding))
         self._drafting_s = perf_counter() - began
 
@@ -155,8 +202,8 @@ class Speculation:
         for one in planned:
             acceptance = self.pace(one.drafting).acceptance
             one.chances = reaches([acceptance.rate(confidence) for confidence in one.guess.confidences])
-        most = sum(len(one.chances) for one in planned)
-        lengths = plan(self.cost, self.choosing_s, n_plain, [one.chances for one in planned], most).lengths
+        chances = [one.chances for one in planned]
+        lengths = plan(self.cost, self.choosing_s, n_plain, chances, self.max_rows - n_plain).lengths
         for one, length in zip(planned, lengths, strict=True):
             drafting, pace = one.drafting, self.pace(one.drafting)
             worth = length
@@ -193,6 +240,8 @@ class Speculation:
             drafting.acceptance = pace.mean.rate(0)
         pace.mean.observe(0, accepted)
         drafting.judged(accepted)
+        if accepted and (drafting.paused or drafting.refused):
+            pace.probes_s += self._plain_token_s  # a probe that saved time may be followed by another
 
     def measured(
         self, n_plain: int, n_rows: int, forward_s: float, choosing_s: float, tokens: Sequence_[tuple[Sequence, int]]
@@ -212,14 +261,15 @@ class Speculation:
             return
         took = self._drafting_s + forward_s + choosing_s
         plain = self.cost.seconds(n_plain) + n_plain * self.choosing_s
-        stepped = set[int]()
+        paces: dict[int, Pace] = {}
         for sequence, n in tokens:
             if sequence.drafting is not None:
                 sequence.drafting.took(took, n * plain)
-                pace = self.pace(sequence.drafting)
-                if sequence.guess is not None and id(pace) not in stepped:
-                    stepped.add(id(pace))
-                    pace.steps += 1
+                if sequence.guess is not None:
+                    pace = self.pace(sequence.drafting)
+                    paces[id(pace)] = pace
+        for pace in paces.values():
+            pace.stepped(took, count * plain / n_plain)
 
     def forget(self, sequence: Sequence) -> None:
         for drafter in self._drafters.values():

@@ -1,0 +1,37 @@
+"""A draft model that is loaded beside the model it guesses for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from engine.api import DraftInfo, LoadOptions, ModelInfo
+from engine.architectures import read_trained_context_length
+from engine.batch import LoadedModel
+from engine.gguf import GGUFFile
+from engine.tokenizer.vocabulary import Vocabulary
+
+
+class LoadedDraft:
+    """The model, what its tokens are, and what a person is told of it. context_length: up to which it guesses."""
+
+    def __init__(self, model: LoadedModel, vocabulary: Vocabulary, info: ModelInfo, fit: str) -> None:
+        self.model = model
+        self.vocabulary = vocabulary
+        self.context_length = info.context_length
+        notes = [note for note in info.notes if "chat template" not in note]
+        self.info = DraftInfo(
+            path=info.path,
+            name=info.name,
+            device=info.device,
+            weight_bytes=info.weight_bytes,
+            kv_bytes=info.kv_bytes,
+            notes=(*((fit,) if fit else ()), *notes),
+        )
+
+
+def draft_options(path: Path, options: LoadOptions, context_length: int) -> LoadOptions:
+    """How to load a draft for a model with this context: no longer than that, and than the draft was trained for."""
+    with GGUFFile.open(path) as file:
+        trained = read_trained_context_length(file)
+    return replace(options, context_length=min(options.context_length or context_length, trained))
