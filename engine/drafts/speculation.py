@@ -191,7 +191,7 @@ class Speculation:
                         sequence.drafting.paused = True
                 if able:
                     planned += self._drafters[kind].propose(self, able, len(decoding))
-            self._choose(planned, len(decoding))
+            self._choose([one for one in planned if one.guess.tokens], len(decoding))
         self._drafting_s = perf_counter() - began
 
     def _plain_is_due(self, n: int) -> bool:

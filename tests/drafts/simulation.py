@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pytest
 
 from engine.api import DraftKind, DraftOptions, Event, Figures, Finished, GenerateRequest, SamplingParams, Token
 from engine.batch import Batch
@@ -36,14 +35,6 @@ class Clock:
             self.now += first_row_s + row_s * (len(batch.tokens) - 1)
 
         return before
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    for name in CLOCKS:
-        monkeypatch.setattr(name, clock)
-    return clock
 
 
 def agreeing(rate: float) -> Logits:
