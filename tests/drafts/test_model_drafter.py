@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Sequence_
+
 import numpy as np
 import pytest
 
@@ -32,7 +34,7 @@ class Always:
     def __init__(self, length: int) -> None:
         self.length = length
 
-    def propose(self, speculation: Speculation, sequences: list[Sequence], n_plain: int) -> list[Planned]:
+    def propose(self, speculation: Speculation, sequences: Sequence_[Sequence], n_plain: int) -> list[Planned]:
         out = []
         for sequence in sequences:
             history, guess = list(sequence.tokens), Guess()
@@ -58,7 +60,7 @@ class Spelling(Always):
         super().__init__(8)
         self.text = [*text, *[END] * 300]
 
-    def propose(self, speculation: Speculation, sequences: list[Sequence], n_plain: int) -> list[Planned]:
+    def propose(self, speculation: Speculation, sequences: Sequence_[Sequence], n_plain: int) -> list[Planned]:
         out = super().propose(speculation, sequences, n_plain)
         for one in out:
             said = len(one.sequence.tokens) - 1
@@ -198,12 +200,12 @@ def test_sampled_answers_have_the_models_distribution(clock: Clock) -> None:
     """Over many seeds, at a high temperature and with a draft that is often wrong, the third and fourth token are
     distributed as without guesses (chi-square of two samples)."""
 
-    def few(history: tuple[int, ...]) -> np.ndarray:  # type: ignore[type-arg]
+    def few(history: tuple[int, ...]) -> np.ndarray:
         out = np.full(N_VOCAB, -50, np.float32)
         out[:6] = hashed_logits(history)[:6]
         return out
 
-    def other(history: tuple[int, ...]) -> np.ndarray:  # type: ignore[type-arg]
+    def other(history: tuple[int, ...]) -> np.ndarray:
         out = few(history)
         out[:6] = np.roll(out[:6], 1) * 0.7
         return out
