@@ -19,12 +19,13 @@
 #define OP_EXPERT_SUM 11
 #define OP_STORE_ROW 12
 #define OP_CONVOLVE 13
+#define OP_LORA 14
 
 // What the fields mean is said where an operation reads them; lowering.py fills them in.
 typedef struct {
     int kind, type, logit_rows, n, k, chunk, heads, kv_heads, head_width, value_width, how, act, gather, table, start;
-    int window, experts, used, shared, renormalise, groups, groups_used, out_stride, whole;
-    float epsilon, scale, cap, unused_float;
+    int window, experts, used, shared, renormalise, groups, groups_used, out_stride, whole, site;
+    float epsilon, scale, cap;
     long p[8];
 } Op;
 
@@ -43,6 +44,10 @@ typedef struct {
 #define IN_AT_COMBINES 11
 #define IN_AT_BLOCKS 12
 #define IN_AT_ROPE 13 // one word per rope table
+#define IN_LORA_UNITS 16 // among the rows, and among the logit rows
+#define IN_LOGIT_LORA_UNITS 17
+#define IN_AT_LORA_UNITS 18
+#define IN_AT_LOGIT_LORA_UNITS 19
 
 // segments.py says what they are: first row, rows, position of the first row, first key, last key + 1, positions of a
 // segment, partial slot of the first row or -1, slots between rows
@@ -51,6 +56,9 @@ typedef struct {
 
 #define FLOATS(x) ((__global float *)(x))
 #define BYTES(x) ((__global uchar *)(x))
+
+#define LORA_UNITS(op) in[(op)->logit_rows ? IN_LOGIT_LORA_UNITS : IN_LORA_UNITS]
+#define AT_LORA_UNITS(op) in[(op)->logit_rows ? IN_AT_LOGIT_LORA_UNITS : IN_AT_LORA_UNITS]
 
 static int count_chunks(const __global Op *op, const __global int *in)
 {
@@ -68,6 +76,8 @@ static int count_chunks(const __global Op *op, const __global int *in)
         return rows ? *(const __global int *)op->p[5] * ((op->n / 16 + op->chunk - 1) / op->chunk) : 0;
     case OP_PREPARE:
         return rows * op->heads;
+    case OP_LORA:
+        return LORA_UNITS(op) * op->used;
     default:
         return rows;
     }
@@ -154,8 +164,18 @@ static void prepare_chunk(const __global Op *op, const __global int *in, int c)
                 op->p[3] ? FLOATS(op->p[3]) + (long)c * op->k : 0);
 }
 
-// p: weights, x, out, bias, residual; n outputs in all, of `heads` matrices; how: x is float32
-static void matmul_chunk(const __global Op *op, int rows, int c)
+// p: x; the `used` products of the next phase, sites from `site` on, read rows of k numbers from it; how: as float32
+static void lora_chunk(const __global Op *op, const __global int *in, int c)
+{
+    const int slot = c % op->used;
+    const __global LoraUnit *unit = lora_units(in, AT_LORA_UNITS(op), c / op->used);
+    const long stride = op->how ? 4L * op->k : prepared_bytes(op->k);
+    lora_down(unit, lora_site(unit, op->site + slot), slot, (const __global char *)op->p[0], stride, op->how, op->k);
+}
+
+// p: weights, x, out, bias, residual; n outputs in all, of `heads` matrices; how: x is float32; start: which of the
+// phase's products it is
+static void matmul_chunk(const __global Op *op, const __global int *in, int rows, int c)
 {
     Product p;
     p.n = p.out_stride = op->n;
@@ -177,6 +197,9 @@ static void matmul_chunk(const __global Op *op, int rows, int c)
         matmul_rows(op->type, BYTES(op->p[0]), first, last, &p);
         first = last;
     }
+    if (op->site >= 0 && LORA_UNITS(op))
+        lora_up(in, AT_LORA_UNITS(op), LORA_UNITS(op), op->site, op->start, c * op->chunk, end, op->n, op->scale,
+                FLOATS(op->p[2]));
 }
 
 // p: weights, x, out, bias, -, sorted; n outputs of each of `experts` matrices
@@ -216,13 +239,19 @@ static void run_chunk(const __global Op *op, const __global int *in, int c)
         if (op->scale != 1.0f)
             for (int i = 0; i < op->k; i++)
                 out[i] *= op->scale;
+        if (op->site >= 0 && in[IN_LORA_UNITS])
+            lora_embed(in, in[IN_AT_LORA_UNITS], in[IN_LORA_UNITS], op->site, c, in[in[IN_AT_TOKENS] + c], op->k,
+                       op->scale, out);
         break;
     }
     case OP_PREPARE:
         prepare_chunk(op, in, c);
         break;
     case OP_MATMUL:
-        matmul_chunk(op, rows, c);
+        matmul_chunk(op, in, rows, c);
+        break;
+    case OP_LORA:
+        lora_chunk(op, in, c);
         break;
     case OP_STORE_KV:
         store_kv_chunk(op, in, c);

@@ -115,7 +115,7 @@ class TakesAdapters(Protocol):
     def add_adapter(self, adapter: BoundAdapter) -> int:
         """Takes in an adapter, so that batches may name it by the number that comes back.
 
-        Raises UnsupportedModelError where it acts on something that this backend does not apply adapters to, and
+        Raises AdapterError where it acts on something that this backend does not apply adapters to, and
         OutOfMemoryError, which leave the model as it was.
         """
         ...

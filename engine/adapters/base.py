@@ -12,7 +12,7 @@ from engine.adapters.adapter import Adapter, LowRank
 from engine.api import AdapterInfo
 from engine.errors import AdapterError
 from engine.gguf import GGUFFile
-from engine.graph import Embed, ExpertLinear, Graph, Linear, Weight
+from engine.graph import Embed, ExpertLinear, Graph, Index, Linear, Weight
 
 _PERMUTED = ("llama", "granite", "smollm3")
 """Architectures whose conversion to GGUF permutes the rows of queries and keys: the transformers library rotates column
@@ -66,7 +66,7 @@ class AdapterBase:
         embedded: set[Weight] = set()
         for op in graph.operations:
             match op:
-                case Embed(table=weight):
+                case Embed(table=weight, index=Index.TOKENS):
                     tables[_stem(weight)] = Matrix(weight.rows, weight.columns, (weight,))
                     embedded.add(weight)
                 case Linear(weight=weight, heads=1):

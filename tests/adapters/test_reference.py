@@ -26,7 +26,7 @@ def reference(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "lora_reference.json").read_text(encoding="utf-8"))
 
 
-@pytest.fixture(scope="module", params=["numpy"])
+@pytest.fixture(scope="module", params=["numpy", "opencl"])
 def running(request: pytest.FixtureRequest, starter_model: Path) -> Iterator[Running]:
     running = Running(starter_model, request.param)
     yield running

@@ -246,6 +246,8 @@ class NumpyModel:
     def _adapted(self, op: Operation, run: Run, on_logits: bool) -> Run:
         """run, and after it what the adapters of the step's rows add."""
         if isinstance(op, Embed):
+            if op.index is not Index.TOKENS:
+                return run
             table, scale = op.table, np.float32(op.scale)
 
             def embedded(s: Step) -> Array:

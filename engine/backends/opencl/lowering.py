@@ -40,7 +40,7 @@ from engine.graph import (
 
 Kind = Literal[
     "embed", "prepare", "matmul", "store_kv", "attend", "combine", "add", "copy", "route", "sort", "experts",
-    "expert_sum", "store_row", "convolve",
+    "expert_sum", "store_row", "convolve", "lora",
 ]  # fmt: skip
 COPY, RMS_NORM, LAYER_NORM, GATE, SCALAR_GATE, ACTIVATE = range(6)
 ACTIVATIONS = {
@@ -118,9 +118,18 @@ class Step:
     groups_used: int = 1
     out_stride: int = 0
     whole: bool = False
+    site: int = -1
     epsilon: float = 0.0
     scale: float = 1.0
     cap: float = 0.0
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place where adapters act: a product with the weight, or the table that tokens are looked up in."""
+
+    weight: Weight
+    is_table: bool = False
 
 
 @dataclass
@@ -129,6 +138,8 @@ class Program:
 
     hidden: where Graph.hidden is after the first hidden_phases phases, if the graph has it.
     causal: of the graph; where it is False, hidden and logits are one.
+    sites: where adapters can act; steps name them by their number. lora_slots: most products of one phase. The phases
+    that begin with a step of the kind "lora" have nothing to do where no adapters act.
     """
 
     phases: list[list[Step]]
@@ -141,6 +152,8 @@ class Program:
     causal: bool = True
     attentions: list[Attention] = field(default_factory=list)
     cache_bytes: dict[Cache, int] = field(default_factory=dict)
+    sites: list[Site] = field(default_factory=list)
+    lora_slots: int = 1
 
 
 def prepared_bytes(k: int) -> int:
@@ -184,6 +197,7 @@ class _Lowering:
         for op in self.graph.operations:
             if op.out.id not in self.done:
                 self._lower(op)
+        sites, slots = self._add_adapters()
         logits = self.floats[self.graph.logits.id]
         scratch, logit_bytes = self._assign_offsets(logits)
         attentions = [op for op in self.graph.operations if isinstance(op, Attention)]
@@ -200,7 +214,31 @@ class _Lowering:
             self.graph.causal,
             attentions,
             self.cache_bytes,
+            sites,
+            slots,
         )
+
+    def _add_adapters(self) -> tuple[list[Site], int]:
+        """Numbers the places where adapters act, and puts the phase for the products of each phase before it."""
+        sites: list[Site] = []
+        phases: list[list[Step]] = []
+        slots = 1
+        for phase in self.phases:
+            first = phase[0]
+            if first.kind == "matmul" and all(step.heads == 1 for step in phase):
+                down = replace(
+                    first, kind="lora", places=(first.places[1],), site=len(sites), used=len(phase), scale=1.0
+                )
+                phases.append([down])
+                slots = max(slots, len(phase))
+                phase = [replace(step, site=len(sites) + slot, start=slot) for slot, step in enumerate(phase)]
+                sites += [Site(step.places[0]) for step in phase if isinstance(step.places[0], Weight)]
+            elif first.kind == "embed" and first.table == INDICES[Index.TOKENS] and isinstance(first.places[0], Weight):
+                phase = [replace(first, site=len(sites))]
+                sites.append(Site(first.places[0], is_table=True))
+            phases.append(phase)
+        self.phases = phases
+        return sites, slots
 
     def _lower(self, op: Operation) -> None:
         on_logits = isinstance(op, SelectRows) or any(v.id in self.logit_values for v in inputs(op))

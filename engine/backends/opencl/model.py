@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from engine.adapters import BoundAdapter
 from engine.api import DeviceInfo
+from engine.backends.opencl.adapters import UNIT_WORDS, DeviceAdapters, most_units
 from engine.backends.opencl.formats import FORMATS
 from engine.backends.opencl.kv_blocks import KV_LAYOUT, read_blocks, write_blocks
 from engine.backends.opencl.lowering import MAX_QUERIES, Buffer, Cache, Kind, Step, heads_per_tile, lower, padded16
@@ -37,19 +38,22 @@ KINDS = {kind: number for number, kind in enumerate(get_args(Kind))}
 OP_INTEGERS = (
     "kind", "type", "logit_rows", "n", "k", "chunk", "heads", "kv_heads", "head_width", "value_width", "how", "act",
     "gather", "table", "start", "window", "experts", "used", "shared", "renormalise", "groups", "groups_used",
-    "out_stride", "whole",
+    "out_stride", "whole", "site",
 )  # fmt: skip
-OP_FLOATS = ("epsilon", "scale", "cap", "unused_float")
+OP_FLOATS = ("epsilon", "scale", "cap")
 OP = np.dtype(
     [*((name, np.int32) for name in OP_INTEGERS), *((name, np.float32) for name in OP_FLOATS), ("p", np.int64, 8)]
 )
 """One operation; the struct Op of step.cl. Fields have the names of Step's."""
 
-HEADER_WORDS = 16
+HEADER_WORDS = 20
 """Words at the start of a step's input; IN_* in step.cl. The offsets of the rope tables follow from word 13."""
 
 TILE_WORDS = 8
 """Words of a tile of attention, as in step.cl."""
+
+LORA_WORD = 16
+"""Where the words about adapters begin."""
 
 MAX_ROPES = 3
 
@@ -90,13 +94,17 @@ class OpenCLModel:
         attentions = self._program.attentions
         widest = max((padded16(max(op.head_width, op.v_head_width)) for op in attentions), default=16)
         self.weight_bytes_per_token = self._weights.bytes_per_token(graph)
+        self._adapters: DeviceAdapters | None = None
         self._plan_memory()
         try:
             names = self._weights.format_names()
             progress("compiling", 0.0, ", ".join(names))
             program = self._on.build(step_source(names, self._on.relax, widest))
-            self._whole, self._to_hidden = (_Replay(cl.Kernel(program, "run_step")) for _ in range(2))
+            self._whole, self._to_hidden = (
+                [_Replay(cl.Kernel(program, "run_step")) for _ in range(2)] for _ in range(2)
+            )
             self._tools = self._on.build(_TOOLS)
+            self._adapters = DeviceAdapters(self._program, self._on.queue, self._address)
             progress("compiling", 1.0, ", ".join(names))
             self._weights.load(progress, cancelled)
             self._allocate()
@@ -145,24 +153,31 @@ class OpenCLModel:
         return [(self._caches[cache], KV_BLOCK * size) for cache, size in self._program.cache_bytes.items()]
 
     def add_adapter(self, adapter: BoundAdapter) -> int:
-        raise UnsupportedModelError(
-            f"{adapter.info.path.name} cannot act here: adapters run on the device numpy only so far.",
-            "Load the model on the device numpy.",
-        )
+        import pyopencl as cl
+
+        assert self._adapters
+        try:
+            return self._adapters.add(adapter)
+        except cl.Error as error:
+            raise _device_error(error) from error
 
     def remove_adapter(self, number: int) -> None:
-        raise ValueError(f"there is no adapter {number}")
+        assert self._adapters
+        self._adapters.remove(number)
 
     def memory(self) -> MemoryUse:
         scratch = self._program.scratch_bytes_per_row * self.max_rows
         scratch += self._program.logit_bytes_per_row * self._max_logit_rows
-        return MemoryUse(self._weights.total_bytes, self._kv_bytes, scratch + self._partial_bytes + 4 * self._in_words)
+        weights = self._weights.total_bytes + (self._adapters.n_bytes if self._adapters else 0)
+        return MemoryUse(weights, self._kv_bytes, scratch + self._partial_bytes + 4 * self._in_words)
 
     def read_bandwidth(self) -> float | None:
         return self._bandwidth
 
     def close(self) -> None:
         self._weights.close()
+        if self._adapters:
+            self._adapters.close()
         for buffer in self._buffers:
             buffer.release()
         self._buffers = []
@@ -184,11 +199,12 @@ class OpenCLModel:
         return self._run(batch, self._to_hidden, out, self._scratch, self._program.hidden.offset * self.max_rows)
 
     def _run(
-        self, batch: Batch, step: _Replay, out: NDArray[np.float32], buffer: Any, offset: int
+        self, batch: Batch, steps: list[_Replay], out: NDArray[np.float32], buffer: Any, offset: int
     ) -> NDArray[np.float32]:
-        """Runs a step and reads `out` from its buffer."""
+        """Runs a step, the one without or the one with adapters, and reads `out` from its buffer."""
         import pyopencl as cl
 
+        step = steps[any(batch.adapters)]
         words = self._fill_input(batch, step.parity)
         try:
             cl.enqueue_copy(self._on.queue, self._in, self._input[:words], is_blocking=False)
@@ -224,6 +240,14 @@ class OpenCLModel:
             at += len(table)
         a[:6] = (rows, wanted, len(cut.tiles), len(cut.combines), parity, blocks.shape[1])
         a[6 : 6 + len(offsets)] = offsets
+        a[LORA_WORD : LORA_WORD + 4] = 0
+        if self._adapters and any(batch.adapters):
+            at += at % 2  # they hold addresses, which are aligned to 8 bytes
+            for i, units in enumerate(self._adapters.units(batch)):
+                a[LORA_WORD + i], a[LORA_WORD + 2 + i] = len(units), at
+                flat = units.view(np.int32)
+                a[at : at + len(flat)] = flat
+                at += len(flat)
         return at
 
     def _plan_memory(self) -> None:
@@ -236,7 +260,8 @@ class OpenCLModel:
         rope_words = sum(rope.n_rotated for rope in self._program.ropes) * self.max_rows
         # a row's own words, its block table, and as many tiles as there may be
         own = self.max_rows * (4 + 3 + self.n_blocks)
-        self._in_words = HEADER_WORDS + own + TILE_WORDS * (self.max_rows + PARTIAL_SLOTS) + rope_words
+        lora = 1 + UNIT_WORDS * (most_units(self.max_rows) + most_units(self._max_logit_rows))
+        self._in_words = HEADER_WORDS + own + TILE_WORDS * (self.max_rows + PARTIAL_SLOTS) + rope_words + lora
 
     def _allocate(self) -> None:
         import pyopencl as cl
@@ -281,24 +306,25 @@ class OpenCLModel:
         for op, step in zip(ops, steps, strict=True):
             op["kind"] = KINDS[step.kind]
             op["type"] = type_names.index(step.type) if step.type else 0
-            for name in (*OP_INTEGERS[2:], *OP_FLOATS[:-1]):
+            for name in (*OP_INTEGERS[2:], *OP_FLOATS):
                 op[name] = getattr(step, name)
             op["p"][: len(step.places)] = [pointer(place) for place in step.places]
         counts = np.array([len(phase) for phase in self._program.phases], np.int32)
         phases = np.stack([np.cumsum(counts) - counts, counts], axis=1).astype(np.int32)
         flags = cl.mem_flags.READ_ONLY | cl.mem_flags.COPY_HOST_PTR
         ops_buffer = cl.Buffer(context, flags, hostbuf=ops)
-        phases_buffer = cl.Buffer(context, flags, hostbuf=phases)
-        self._buffers += [ops_buffer, phases_buffer]
-        for replay, length in ((self._whole, len(counts)), (self._to_hidden, self._program.hidden_phases)):
+        self._buffers.append(ops_buffer)
+        is_plain = np.array([phase[0].kind != "lora" for phase in self._program.phases])
+        for replays, length in ((self._whole, len(counts)), (self._to_hidden, self._program.hidden_phases)):
             if not length:
                 continue
-            clear = np.zeros(2 * 32 * length, np.int32)
-            counters = cl.Buffer(context, cl.mem_flags.READ_WRITE | cl.mem_flags.COPY_HOST_PTR, hostbuf=clear)
-            self._buffers.append(counters)
-            replay.kernel.set_args(
-                ops_buffer, phases_buffer, np.int32(length), self._in, counters, np.int32(self._on.workers)
-            )
+            for replay, part in zip(replays, (phases[:length][is_plain[:length]], phases[:length]), strict=True):
+                clear = np.zeros(2 * 32 * len(part), np.int32)
+                counters = cl.Buffer(context, cl.mem_flags.READ_WRITE | cl.mem_flags.COPY_HOST_PTR, hostbuf=clear)
+                phases_buffer = cl.Buffer(context, flags, hostbuf=np.ascontiguousarray(part))
+                self._buffers += [phases_buffer, counters]
+                workers = np.int32(self._on.workers)
+                replay.kernel.set_args(ops_buffer, phases_buffer, np.int32(len(part)), self._in, counters, workers)
         queue.finish()
 
     def _address(self, buffer: Any) -> int:
@@ -339,7 +365,7 @@ class OpenCLModel:
 
 @dataclass
 class _Replay:
-    """The kernel of a step over the first phases of the program, and which set of its counters is next."""
+    """The kernel of a step over phases of the program, and which set of its counters is next."""
 
     kernel: Any
     parity: int = 0

@@ -50,5 +50,5 @@ def step_source(names: Iterable[str], relax: str, max_width: int) -> str:
         f"#define MAX_WIDTH {max_width}\n"
         f"static inline void relax(int turns)\n{{\n    {relax}\n}}\n"
     )
-    parts += [read("attention.cl"), read("experts.cl"), read("step.cl")]
+    parts += [read("attention.cl"), read("experts.cl"), read("lora.cl"), read("step.cl")]
     return "\n".join(parts)

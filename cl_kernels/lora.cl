@@ -1,0 +1,180 @@
+// LoRA adapters in a step: y += strength * scale * B(Ax) beside the product y = Wx, for the rows that have adapters.
+//
+// A phase of its own computes t = strength * scale * Ax for all products that read the same rows; each product then adds
+// B t to what it has written. A site is one product (or embedding table) of the program. An adapter is a table with an
+// entry for each site, and a step's units say which adapter acts on which rows: at most LORA_ROWS adjacent ones, once
+// for each adapter that acts on them. A row's sums depend on nothing but itself and its adapters.
+//
+// A and B are in half precision. A: for each 16 ranks the columns one after the other, 16 numbers each. B: for each 16
+// rows the ranks one after the other, 16 numbers each. An embedding's A has a row for each token.
+
+#define LORA_ROWS 8
+#define LORA_COLUMNS 256 // activations that are expanded to float32 at a time
+
+typedef struct {
+    long a, b; // 0: the adapter leaves this site alone
+    int rank;  // a multiple of 16
+    float scale;
+} LoraSite;
+
+#define UNIT_WORDS 8
+typedef struct {
+    int first, rows;
+    long table; // of LoraSite
+    float strength;
+    int unused;
+    long t; // where its t begin: [slot][row][rank]
+} LoraUnit;
+
+static inline const __global LoraUnit *lora_units(const __global int *in, int at, int c)
+{
+    return (const __global LoraUnit *)(in + at) + c;
+}
+
+static inline const __global LoraSite *lora_site(const __global LoraUnit *unit, int site)
+{
+    return (const __global LoraSite *)unit->table + site;
+}
+
+// Columns `from` .. `from + n - 1` of a row of activations, float32 or prepared (prepare.cl), as float32.
+static inline void lora_expand(const __global char *row, int is_float, int k, int from, int n, float *out)
+{
+    if (is_float) {
+        const __global float *x = (const __global float *)row + from;
+        for (int i = 0; i < n; i++)
+            out[i] = x[i];
+        return;
+    }
+    const __global float *scales = (const __global float *)(row + 2 * (long)k);
+    for (int b = 0; b < n / 32; b++) {
+        const __global char *q = row + (long)(from / 32 + b) * 64;
+        const float scale = scales[from / 32 + b];
+        for (int half_ = 0; half_ < 2; half_++) {
+            const int16 high = __builtin_convertvector(vload16(0, q + 16 * half_), int16);
+            const int16 low = __builtin_convertvector(vload16(0, q + 32 + 16 * half_), int16);
+            vstore16(scale * to_float((high << 7) + low), 0, out + 32 * b + 16 * half_);
+        }
+    }
+}
+
+// t[row] = a times x[row], for 16 ranks
+#define DEFINE_DOWN(NAME, TILE)                                                                                        \
+    static void NAME(const __global uchar *a, const __global char *x, long stride, int is_float, int k, float16 *t)    \
+    {                                                                                                                  \
+        float xs[TILE][LORA_COLUMNS];                                                                                  \
+        float16 even[TILE], odd[TILE];                                                                                 \
+        for (int r = 0; r < TILE; r++)                                                                                 \
+            even[r] = odd[r] = (float16)(0.0f);                                                                        \
+        for (int from = 0; from < k; from += LORA_COLUMNS) {                                                           \
+            const int n = min(LORA_COLUMNS, k - from);                                                                 \
+            for (int r = 0; r < TILE; r++)                                                                             \
+                lora_expand(x + r * stride, is_float, k, from, n, xs[r]);                                              \
+            const __global uchar *w = a + 32L * from;                                                                  \
+            int i = 0;                                                                                                 \
+            for (; i + 2 <= n; i += 2) {                                                                               \
+                const float16 w0 = load_half16(w + 32 * i), w1 = load_half16(w + 32 * i + 32);                         \
+                _Pragma("unroll") for (int r = 0; r < TILE; r++)                                                       \
+                {                                                                                                      \
+                    even[r] += w0 * xs[r][i];                                                                          \
+                    odd[r] += w1 * xs[r][i + 1];                                                                       \
+                }                                                                                                      \
+            }                                                                                                          \
+            if (i < n)                                                                                                 \
+                for (int r = 0; r < TILE; r++)                                                                         \
+                    even[r] += load_half16(w + 32 * i) * xs[r][i];                                                     \
+        }                                                                                                              \
+        for (int r = 0; r < TILE; r++)                                                                                 \
+            t[r] = even[r] + odd[r];                                                                                   \
+    }
+
+DEFINE_DOWN(lora_down_1, 1)
+DEFINE_DOWN(lora_down_4, 4)
+
+// One unit's t for one of the products that read x.
+static void lora_down(const __global LoraUnit *unit, const __global LoraSite *site, int slot, const __global char *x,
+                      long stride, int is_float, int k)
+{
+    if (!site->a)
+        return;
+    const float scale = unit->strength * site->scale;
+    __global float *t = (__global float *)unit->t + (long)slot * unit->rows * site->rank;
+    const __global char *rows = x + unit->first * stride;
+    for (int g = 0; g < site->rank / 16; g++) {
+        const __global uchar *a = (const __global uchar *)site->a + 32L * k * g;
+        for (int r = 0; r < unit->rows;) {
+            float16 out[4];
+            const int tile = unit->rows - r >= 4 ? 4 : 1;
+            if (tile == 4)
+                lora_down_4(a, rows + r * stride, stride, is_float, k, out);
+            else
+                lora_down_1(a, rows + r * stride, stride, is_float, k, out);
+            for (int u = 0; u < tile; u++)
+                vstore16(out[u] * scale, 0, t + (long)(r + u) * site->rank + 16 * g);
+            r += tile;
+        }
+    }
+}
+
+// y + factor * b t, for 16 outputs. b: their numbers.
+static inline float16 lora_up16(const __global uchar *b, const __global float *t, int rank, float factor, float16 y)
+{
+    float16 even = (float16)(0.0f), odd = (float16)(0.0f);
+    for (int i = 0; i < rank; i += 2) {
+        even += load_half16(b + 32 * i) * t[i];
+        odd += load_half16(b + 32 * i + 32) * t[i + 1];
+    }
+    return y + (even + odd) * factor;
+}
+
+static inline void lora_up_row(const __global uchar *b, const __global float *t, int rank, float factor,
+                               __global float *out, int columns)
+{
+    if (columns >= 16) {
+        vstore16(lora_up16(b, t, rank, factor, load16(out)), 0, out);
+        return;
+    }
+    float last[16];
+    for (int i = 0; i < 16; i++)
+        last[i] = i < columns ? out[i] : 0.0f;
+    const float16 sum = lora_up16(b, t, rank, factor, vload16(0, last));
+    for (int i = 0; i < columns; i++)
+        out[i] = ((const float *)&sum)[i];
+}
+
+// Adds B t to groups first .. last-1 of 16 outputs each, in the rows of all units.
+static void lora_up(const __global int *in, int at, int units, int site_number, int slot, int first, int last, int n,
+                    float factor, __global float *out)
+{
+    for (int c = 0; c < units; c++) {
+        const __global LoraUnit *unit = lora_units(in, at, c);
+        const __global LoraSite *site = lora_site(unit, site_number);
+        if (!site->a)
+            continue;
+        const int rank = site->rank;
+        const __global float *t = (const __global float *)unit->t + (long)slot * unit->rows * rank;
+        for (int g = first; g < last; g++) {
+            const __global uchar *b = (const __global uchar *)site->b + 32L * rank * g;
+            for (int r = 0; r < unit->rows; r++)
+                lora_up_row(b, t + (long)r * rank, rank, factor, out + (long)(unit->first + r) * n + 16 * g, n - 16 * g);
+        }
+    }
+}
+
+// Adds to a token's row of the embedding table what the adapters of the batch's row `row` have for it.
+static void lora_embed(const __global int *in, int at, int units, int site_number, int row, int token, int k,
+                       float factor, __global float *out)
+{
+    for (int c = 0; c < units; c++) {
+        const __global LoraUnit *unit = lora_units(in, at, c);
+        const __global LoraSite *site = lora_site(unit, site_number);
+        if (!site->a || row < unit->first || row >= unit->first + unit->rows)
+            continue;
+        const int rank = site->rank;
+        const __global uchar *a = (const __global uchar *)site->a + 2L * rank * token;
+        __global float *t = (__global float *)unit->t + (long)(row - unit->first) * rank;
+        for (int g = 0; g < rank; g += 16)
+            vstore16(load_half16(a + 2 * g) * (unit->strength * site->scale), 0, t + g);
+        for (int g = 0; g < (k + 15) / 16; g++)
+            lora_up_row((const __global uchar *)site->b + 32L * rank * g, t, rank, factor, out + 16 * g, k - 16 * g);
+    }
+}
