@@ -313,6 +313,8 @@ def row_class(rows: int) -> str:
 
 def _sites(phase: list[Step]) -> list[list[Step]]:
     """The steps of a phase by launches: products of one type that read the same rows go together."""
+    if phase[0].kind == "lora":
+        return []
     if phase[0].kind != "matmul":
         return [[step] for step in phase]
     alike: dict[tuple[Any, ...], list[Step]] = {}
