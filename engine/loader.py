@@ -10,7 +10,7 @@ from pathlib import Path
 
 from engine.adapters import AdapterBase
 from engine.api import DeviceInfo, LoadOptions, ModelInfo
-from engine.architectures import read_architecture, read_trained_context_length
+from engine.architectures import read_architecture, read_pooling, read_trained_context_length
 from engine.batch import ENCODER_BLOCKS, KV_BLOCK, LoadedModel, Progress
 from engine.chat_template import ChatTemplate
 from engine.devices import choose_device, total_memory_bytes, why_numpy
@@ -50,7 +50,7 @@ def load_model(
     file = GGUFFile.open(path)
     trained = read_trained_context_length(file)
     context = _context_length(options, trained)
-    pooling = _pooling(file)
+    pooling = read_pooling(file)
     architecture = read_architecture(file, context)
     graph = architecture.graph
     tokenizer = Tokenizer.from_gguf(file)
@@ -123,16 +123,6 @@ def _context_length(options: LoadOptions, trained: int) -> int:
             f"Choose between 1 and {1 << 22}; the model was trained for {trained}.",
         )
     return options.context_length
-
-
-POOLINGS = ("none", "mean", "cls", "last", "rank")
-"""By their numbers in files."""
-
-
-def _pooling(file: GGUFFile) -> str:
-    """The pooling that a file asks for, or nothing."""
-    number = file.int(f"{file.architecture}.pooling_type", None, minimum=0, maximum=len(POOLINGS) - 1)
-    return "" if number is None else POOLINGS[number]
 
 
 def _place(

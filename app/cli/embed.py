@@ -18,10 +18,10 @@ from engine.errors import RequestError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Turns texts into vectors, with an encoder (bert, nomic-bert) or with the hidden state of any other model. "
-        "Without TEXT every line of stdin is one."
+        "With - every line of stdin is one."
     )
     parser.add_argument("model", metavar="MODEL", help="path of a GGUF file, or the name starter")
-    parser.add_argument("text", metavar="TEXT", nargs="*", help="what to embed")
+    parser.add_argument("text", metavar="TEXT", nargs="+", help="what to embed; - stands for the lines of stdin")
     parser.add_argument(
         "--pooling",
         choices=[pooling.value for pooling in Pooling],
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    texts = [whole_text(text) for text in args.text] or _lines()
+    texts = [text for given in args.text for text in (_lines() if given == "-" else [whole_text(given)])]
     if not texts:
         raise RequestError("There is no text to embed.", 'Give one, as in `realm embed MODEL "a text"`.')
     pooling = Pooling(args.pooling) if args.pooling else None

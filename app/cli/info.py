@@ -9,6 +9,7 @@ from typing import Any
 from app.cli.models import open_file
 from app.cli.options import add_json_argument
 from app.cli.terminal import bytes_text, count_text, printable, table, write_json
+from engine.architectures import is_encoder, read_pooling
 from engine.gguf import GGUFFile
 
 
@@ -67,6 +68,8 @@ def model_facts(file: GGUFFile) -> dict[str, Any]:
         "context_length": _scalar(file, prefix + "context_length"),
         "vocab_size": len(tokens) if isinstance(tokens, list) else _scalar(file, prefix + "vocab_size"),
         "tokenizer": {"model": _scalar(file, "tokenizer.ggml.model"), "pre": _scalar(file, "tokenizer.ggml.pre")},
+        "is_encoder": is_encoder(file),
+        "pooling": read_pooling(file) or None,
         "has_chat_template": isinstance(file.metadata.get("tokenizer.chat_template"), str),
     }
 
@@ -100,6 +103,8 @@ def _rows(facts: dict[str, Any]) -> list[list[str]]:
         ("vocabulary", facts["vocab_size"] and f"{facts['vocab_size']} tokens"),
         ("tokenizer", " ".join(part for part in (tokenizer["model"], tokenizer["pre"]) if part)),
         ("chat template", "yes" if facts["has_chat_template"] else "no"),
+        ("kind", facts["is_encoder"] and "an encoder: it turns texts into vectors (`realm embed`) and cannot chat"),
+        ("pooling", facts["pooling"]),
         ("license", facts["license"]),
     ]
     return [[label, printable(str(value))] for label, value in rows if value not in (None, "")]

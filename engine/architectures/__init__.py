@@ -55,6 +55,9 @@ ARCHITECTURES: Mapping[str, Callable[[GGUFFile, int], Graph]] = {
 """general.architecture -> what builds its graph for sequences of up to so many tokens."""
 
 
+ENCODERS = frozenset({"bert", "nomic-bert", "nomic-bert-moe"})
+
+
 @dataclass(frozen=True)
 class Architecture:
     """A model file understood: `graph` is what runs.
@@ -93,6 +96,22 @@ def read_trained_context_length(file: GGUFFile) -> int:
             f"{file.path.name} is a model of the architecture {name!r}, which Realm does not run yet.", _hint(name)
         )
     return file.int(f"{name}.context_length", minimum=1, maximum=1 << 30)
+
+
+POOLINGS = ("none", "mean", "cls", "last", "rank")
+"""By their numbers in files."""
+
+
+def read_pooling(file: GGUFFile) -> str:
+    """The pooling that a file asks for, or nothing."""
+    number = file.int(f"{file.architecture}.pooling_type", None, minimum=0, maximum=len(POOLINGS) - 1)
+    return "" if number is None else POOLINGS[number]
+
+
+def is_encoder(file: GGUFFile) -> bool:
+    """Whether a model gives embeddings only; of an architecture that is not in the list False."""
+    causal = file.metadata.get("general.architecture") not in ENCODERS
+    return not file.bool(f"{file.metadata.get('general.architecture', '')}.attention.causal", causal)
 
 
 def _hint(name: str) -> str:

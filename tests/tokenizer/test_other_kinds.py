@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from pathlib import Path
 
@@ -74,3 +75,10 @@ def test_wordpiece_of_a_real_model(models_dir: Path) -> None:
     tokenizer = read_tokenizer(path)
     ids = tokenizer.encode("Hello World!")
     assert [tokenizer.token_text(token) for token in ids] == ["[CLS]", "▁hello", "▁world", "▁!", "[SEP]"]
+    cases = json.loads(Path(__file__).with_name("wordpiece_cases.json").read_text(encoding="utf-8"))
+    for case in cases:  # the reference's ids
+        text = case["text"]
+        assert tokenizer.encode(text, add_special=False) == case["ids"], ascii(text)
+        special = tokenizer.encode(text, add_special=False, parse_special=True)
+        assert special == case.get("ids_special", case["ids"]), ascii(text)
+    assert len(cases) > 200
