@@ -135,6 +135,7 @@ class GenerateRequest:
     priority: of two waiting requests the one with the higher number goes first.
     session: a file that keeps the keys and values of this chat: read before the prompt is computed, where it fits it,
         and written when the answer has ended.
+    grammar: GBNF that the answer has to match as a whole; where it can be complete the model may end, and only there.
     logprobs: how many of the likeliest tokens each Token names as alternatives, with their log probabilities; 0 gives
         none, and no log probability of the token itself.
     """
@@ -153,6 +154,7 @@ class GenerateRequest:
     context_policy: ContextPolicy = ContextPolicy.STOP
     priority: int = 0
     session: Path | None = None
+    grammar: str | None = None
     logprobs: int = 0
 
 

@@ -47,6 +47,18 @@ def check_request(request: GenerateRequest) -> None:
     stop: Any = request.stop
     if isinstance(stop, str) or not all(isinstance(text, str) and text for text in stop):
         raise RequestError(f"stop is {stop!r}, but it has to be a list of texts that are not empty.")
+    _check_grammar(request)
+
+
+def _check_grammar(request: GenerateRequest) -> None:
+    grammar: Any = request.grammar
+    if grammar is not None and not isinstance(grammar, str):
+        raise RequestError(f"grammar is of type {type(grammar).__name__}, but it has to be text.")
+    if grammar is not None and request.ignore_eos:
+        raise RequestError(
+            "A grammar says where the answer ends, so that end cannot be ignored.",
+            "Leave ignore_eos or the grammar out.",
+        )
     if request.draft is not None:
         _check_draft_options(request.draft)
 

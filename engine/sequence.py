@@ -154,6 +154,8 @@ class Sequence:
         text = self._text.push(token)
         if self._text.stopped:
             return text, StopReason.STOP
+        if self.sampler.must_stop:
+            return text, StopReason.STOP
         if self.n_generated == limits.max_tokens:
             return text, StopReason.LENGTH
         if len(self.tokens) >= self.context_length:

@@ -40,6 +40,7 @@ from engine.drafts.model import ModelDrafter
 from engine.drafts.speculation import Speculation
 from engine.embedding import EmbeddingWork, cannot_chat
 from engine.errors import DeviceError, OutOfMemoryError, RealmError, RequestError
+from engine.grammar import Grammars
 from engine.job import Job
 from engine.kv import prefix_keys
 from engine.request import check_request, parallel_request, prompt_tokens
@@ -74,6 +75,7 @@ class Serving:
         self._meter = Meter(model.weight_bytes_per_token, model.read_bandwidth())
         # the output may be padded with rows that are no tokens; those are never drawn
         self._n_vocab = min(model.n_vocab, tokenizer.n_vocab)
+        self._grammars = Grammars(tokenizer, self._n_vocab)
         self.speculation = Speculation(model.max_rows)
         if info.is_encoder:  # its cache has room for several texts of the longest kind
             self.info = info
@@ -129,7 +131,7 @@ class Serving:
         """tokens: the prompt's, where they are known."""
         check_request(request)
         self._check_draft(request)
-        sampler = Sampler(request.sampling, self._n_vocab, self.tokenizer)
+        sampler = Sampler(request.sampling, self._n_vocab, self.tokenizer, self._grammars.constraint(request))
         drafting = None if request.draft is None else Drafting(request.draft, request.sampling, sampler.greedy)
         template = self.plain_template if request.plain_template else self.template
         if tokens is None:

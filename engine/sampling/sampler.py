@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 
 from engine.api import SamplingParams
 from engine.errors import DeviceError, RequestError
+from engine.grammar import Constraint
 from engine.sampling import candidates as c
 from engine.sampling.candidates import Candidates
 from engine.sampling.dry import Breakers, Spelling, dry, find_breakers
 from engine.sampling.mirostat import Mirostat
 from engine.sampling.params import check_params
+from engine.sampling.restrict import restricted
 
 Step = Callable[[Candidates, Sequence[int]], Candidates]
 
@@ -26,9 +28,16 @@ class Sampler:
     run then. With mirostat, of the chain only the temperature runs. Raises RequestError when a setting is invalid.
 
     spelling: the vocabulary, which DRY finds its sequence breakers in; without one there are no breakers.
+    constraint: a grammar that the answer has to match; what it does not allow is gone before the chain narrows.
     """
 
-    def __init__(self, params: SamplingParams, n_vocab: int, spelling: Spelling | None = None) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        n_vocab: int,
+        spelling: Spelling | None = None,
+        constraint: Constraint | None = None,
+    ) -> None:
         check_params(params, n_vocab)
         self._n_vocab = n_vocab
         self._random = np.random.default_rng(params.seed)
@@ -46,7 +55,14 @@ class Sampler:
         breakers: Breakers = {}
         if spelling is not None and any(name == "dry" for name, _ in active):
             breakers = find_breakers(params.dry_sequence_breakers, spelling)
-        self._chain = [self._step(name, params, breakers) for name, _ in active]
+        names = [name for name, _ in active]
+        # Logits that change one by one may change before the grammar takes tokens out; what compares them comes behind.
+        single = next((i for i, name in enumerate(names) if name not in ("penalties", "dry")), len(names))
+        self._singly = [self._step(name, params, breakers) for name in names[:single]]
+        self._chain = [self._step(name, params, breakers) for name in names[single:]]
+        self._constraint = constraint
+        first = names[single : single + 1]
+        self._most = 1 if self._greedy else params.top_k if first == ["top_k"] else 0
         bias = [f"logit_bias {len(self._bias)} tokens"] if len(self._bias) else []
         if self._mirostat is not None:
             target = f"mirostat {params.mirostat} tau={params.mirostat_tau:g} eta={params.mirostat_eta:g}"
@@ -80,6 +96,10 @@ class Sampler:
             raise DeviceError(f"The model produced {logits.shape} numbers where {self._n_vocab} belong.")
         _check_finite(logits)
         remaining = Candidates(None, self._biased(logits) if len(self._bias) else logits)
+        for step in self._singly:
+            remaining = step(remaining, history)
+        if self._constraint is not None:
+            remaining = restricted(remaining, self._constraint, self._most)
         for step in self._chain:
             remaining = step(remaining, history)
         return remaining if self._mirostat is None else self._mirostat.narrow(remaining)
@@ -88,6 +108,13 @@ class Sampler:
         """Says that this token follows, whoever chose it; what depends on the past moves on."""
         if self._mirostat is not None:
             self._mirostat.accept(token)
+        if self._constraint is not None:
+            self._constraint.accept(token)
+
+    @property
+    def must_stop(self) -> bool:
+        """Nothing can follow, and the vocabulary has no end token that would say so."""
+        return self._constraint is not None and self._constraint.must_stop
 
     def _step(self, name: str, params: SamplingParams, breakers: Breakers) -> Step:
         p = params

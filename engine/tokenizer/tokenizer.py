@@ -136,7 +136,7 @@ class Tokenizer:
     def is_control(self, token: int) -> bool:
         """Whether the token is hidden from a reader: a control token or the unknown token."""
         self.token_text(token)
-        return bool(self._vocabulary.attrs[token] & (Attr.CONTROL | Attr.UNKNOWN))
+        return bool(int(self._vocabulary.attrs[token]) & _HIDDEN)
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes that a token stands for; a control token's are its text. Raises TokenizerError if there is none."""
@@ -146,9 +146,9 @@ class Tokenizer:
         return piece
 
     def _token_bytes(self, text: str, attr: int) -> bytes:
-        if attr & (Attr.CONTROL | Attr.UNKNOWN | Attr.USER_DEFINED):
+        if attr & (_HIDDEN | _USER_DEFINED):
             return _utf8(text)
-        if attr & Attr.NORMAL:
+        if attr & _NORMAL:
             pretokenizer = self._vocabulary.pretokenizer
             if pretokenizer is None or not pretokenizer.byte_level:
                 return _utf8(text.replace(SPACE, " "))
@@ -156,9 +156,15 @@ class Tokenizer:
                 return bytes(map(BYTE_OF_CHAR.__getitem__, map(ord, text)))
             except KeyError:  # some character spells no byte
                 return b"".join(bytes([BYTE_OF_CHAR[ord(c)]]) if ord(c) in BYTE_OF_CHAR else _utf8(c) for c in text)
-        if attr & Attr.BYTE and (match := _BYTE_TOKEN.fullmatch(text)):
+        if attr & _BYTE and (match := _BYTE_TOKEN.fullmatch(text)):
             return bytes([int(match[1], 16)])
         return b""
+
+    def text_pieces(self) -> list[bytes]:
+        """The bytes of every token that is text to a reader; none for control, unknown and end tokens."""
+        attrs = self._vocabulary.attrs.tolist()
+        hidden = {token for token, attr in enumerate(attrs) if attr & _HIDDEN} | self.end_tokens
+        return [b"" if token in hidden else self.token_bytes(token) for token in range(self.n_vocab)]
 
     def decode_bytes(self, ids: Iterable[int], *, keep_special: bool = True) -> bytes:
         """The bytes of the tokens, one after the other; without `keep_special`, control tokens are left out."""
@@ -205,6 +211,10 @@ class StreamDecoder:
         """Returns what is left at the end; bytes that are no character become U+FFFD."""
         return self._decoder.decode(b"", final=True)
 
+
+# as numbers: operations of an enumeration cost more than all the rest, and a vocabulary has 150 000 tokens
+_HIDDEN, _USER_DEFINED = int(Attr.CONTROL | Attr.UNKNOWN), int(Attr.USER_DEFINED)
+_NORMAL, _BYTE = int(Attr.NORMAL), int(Attr.BYTE)
 
 _BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
 # U+DC80..U+DCFF stand for bytes that were not UTF-8; any other surrogate in a str stands for nothing.

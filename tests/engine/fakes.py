@@ -161,6 +161,9 @@ class FakeTokenizer:
     eos: int | None = END
     end_tokens = frozenset({END})
 
+    def text_pieces(self) -> list[bytes]:
+        return [bytes([token]) if token < 256 else b"" for token in range(N_VOCAB)]
+
     def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
         return list(text.encode())
 
