@@ -136,6 +136,7 @@ class GenerateRequest:
     session: a file that keeps the keys and values of this chat: read before the prompt is computed, where it fits it,
         and written when the answer has ended.
     grammar: GBNF that the answer has to match as a whole; where it can be complete the model may end, and only there.
+    json_schema: a JSON schema, or its text; the answer is JSON that it describes. At most one of it and grammar is set.
     logprobs: how many of the likeliest tokens each Token names as alternatives, with their log probabilities; 0 gives
         none, and no log probability of the token itself.
     """
@@ -155,6 +156,7 @@ class GenerateRequest:
     priority: int = 0
     session: Path | None = None
     grammar: str | None = None
+    json_schema: Mapping[str, Any] | str | None = None
     logprobs: int = 0
 
 

@@ -54,7 +54,12 @@ def _check_grammar(request: GenerateRequest) -> None:
     grammar: Any = request.grammar
     if grammar is not None and not isinstance(grammar, str):
         raise RequestError(f"grammar is of type {type(grammar).__name__}, but it has to be text.")
-    if grammar is not None and request.ignore_eos:
+    schema: Any = request.json_schema
+    if schema is not None and not isinstance(schema, Mapping | str):
+        raise RequestError(f"json_schema is of type {type(schema).__name__}, but it has to be an object or its text.")
+    if grammar is not None and schema is not None:
+        raise RequestError("A request has either a grammar or a JSON schema, not both.", "Leave one of them out.")
+    if (grammar is not None or schema is not None) and request.ignore_eos:
         raise RequestError(
             "A grammar says where the answer ends, so that end cannot be ignored.",
             "Leave ignore_eos or the grammar out.",

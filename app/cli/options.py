@@ -6,9 +6,10 @@ import argparse
 import re
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
-from app.cli.input import checked_messages, token_ids, whole_text
+from app.cli.input import checked_messages, file_text, token_ids, whole_text
 from engine.api import GenerateRequest, SamplingParams
 from engine.errors import RequestError
 
@@ -48,6 +49,8 @@ _REQUEST_OPTIONS = (
     "ignore_eos",
     "plain_template",
     "answer_so_far",
+    "grammar",
+    "json_schema",
     "logprobs",
 )
 REQUEST_NAMES = frozenset((*_REQUEST_OPTIONS, *(field.name for field in fields(SamplingParams))))
@@ -123,6 +126,31 @@ def add_sampling_arguments(parser: argparse.ArgumentParser, *, ignore_eos: bool 
         default=argparse.SUPPRESS,
         help=f"the order of the chain (default {';'.join(NEUTRAL.samplers)}); one left out does not run",
     )
+    form = group.add_mutually_exclusive_group()
+    form.add_argument(
+        "--grammar",
+        "--grammar-file",
+        type=Path,
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help="a GBNF grammar that the answer has to match",
+    )
+    form.add_argument(
+        "--json-schema",
+        "--json-schema-file",
+        "-jf",
+        type=Path,
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help="a JSON schema: the answer is JSON that it describes",
+    )
+    form.add_argument(
+        "-j",
+        dest="json_schema",
+        metavar="JSON",
+        default=argparse.SUPPRESS,
+        help="the same, given here; {} stands for any object",
+    )
     group.add_argument(
         "--stop",
         action="append",
@@ -144,7 +172,11 @@ def add_sampling_arguments(parser: argparse.ArgumentParser, *, ignore_eos: bool 
 
 def given_options(args: argparse.Namespace) -> dict[str, Any]:
     """The request options that the command line gave, by name."""
-    return {name: value for name, value in vars(args).items() if name in REQUEST_NAMES and value is not None}
+    given = {name: value for name, value in vars(args).items() if name in REQUEST_NAMES and value is not None}
+    for name in ("grammar", "json_schema"):
+        if isinstance(given.get(name), Path):
+            given[name] = file_text(given[name])
+    return given
 
 
 def sampling_params(options: Mapping[str, Any], base: SamplingParams = NEUTRAL) -> SamplingParams:
@@ -196,8 +228,25 @@ def generate_request(options: Mapping[str, Any]) -> GenerateRequest:
         ignore_eos=_flag("ignore_eos", options.get("ignore_eos", False)),
         plain_template=_flag("plain_template", options.get("plain_template", False)),
         answer_so_far=whole_text(so_far),
+        grammar=grammar_text(options),
+        json_schema=schema_of(options),
         logprobs=_number("logprobs", options.get("logprobs", 0), int),
     )
+
+
+def grammar_text(options: Mapping[str, Any]) -> str | None:
+    grammar = options.get("grammar")
+    if grammar is not None and not isinstance(grammar, str):
+        raise RequestError("grammar has to be a text in GBNF.")
+    return grammar
+
+
+def schema_of(options: Mapping[str, Any]) -> Mapping[str, Any] | str | None:
+    """The JSON schema, as an object or as its text."""
+    schema = options.get("json_schema")
+    if schema is not None and not isinstance(schema, Mapping | str):
+        raise RequestError("json_schema has to be a JSON schema, an object.")
+    return schema
 
 
 def stop_strings(options: Mapping[str, Any]) -> tuple[str, ...]:

@@ -194,6 +194,8 @@ class Chat:
                     max_tokens=self.options.max_tokens,
                     stop=self.options.stop,
                     plain_template=self.options.plain_template,
+                    grammar=self.options.grammar,
+                    json_schema=self.options.json_schema,
                     answer_so_far=so_far,
                     adapters=adapters,
                     draft=self.options.draft,

@@ -41,6 +41,8 @@ class ChatOptions:
     adapters: those that are on act together.
     draft: how the next tokens are guessed at; None guesses nothing.
     context_policy: what happens when an answer meets the end of the context.
+    grammar, json_schema: what answers have to match, at most one of them; not kept with the chat, whose next answers
+        may be of another kind.
     """
 
     system_prompt: str = ""
@@ -51,6 +53,8 @@ class ChatOptions:
     adapters: tuple[AdapterChoice, ...] = ()
     draft: DraftOptions | None = None
     context_policy: ContextPolicy = ContextPolicy.STOP
+    grammar: str | None = None
+    json_schema: Mapping[str, Any] | str | None = None
 
     def adapter_uses(self) -> tuple[AdapterUse, ...]:
         """The adapters that are on, as a request names them."""
@@ -76,7 +80,8 @@ class ChatOptions:
             _check_draft(self.draft)
 
     def as_json(self) -> dict[str, Any]:
-        values = asdict(self)
+        values = asdict(replace(self, grammar=None, json_schema=None))
+        del values["grammar"], values["json_schema"]
         values["sampling"]["logit_bias"] = {str(token): bias for token, bias in self.sampling.logit_bias.items()}
         values["adapters"] = [
             {"path": str(choice.path), "strength": choice.strength, "on": choice.on} for choice in self.adapters
@@ -94,7 +99,7 @@ class ChatOptions:
             for item in fields(SamplingParams):
                 options = options._with_sampling(item.name, stored)
         for item in fields(cls):
-            if item.name != "sampling":
+            if item.name not in ("sampling", "grammar", "json_schema"):
                 options = options._with(item.name, values)
         return options
 

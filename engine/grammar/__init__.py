@@ -2,5 +2,6 @@
 
 from engine.grammar.constraint import CompiledGrammar, Constraint
 from engine.grammar.grammars import Grammars
+from engine.grammar.schema import schema_gbnf
 
-__all__ = ["CompiledGrammar", "Constraint", "Grammars"]
+__all__ = ["CompiledGrammar", "Constraint", "Grammars", "schema_gbnf"]

@@ -6,6 +6,7 @@ from collections import OrderedDict
 
 from engine.api import GenerateRequest
 from engine.grammar.constraint import CompiledGrammar, Constraint
+from engine.grammar.schema import schema_gbnf
 from engine.grammar.trie import Spelling
 
 KEPT = 16  # grammars
@@ -21,9 +22,12 @@ class Grammars:
 
     def constraint(self, request: GenerateRequest) -> Constraint | None:
         """The grammar of a checked request at the beginning of its answer, if it has one. Raises RequestError."""
-        if request.grammar is None:
+        gbnf = request.grammar
+        if request.json_schema is not None:
+            gbnf = schema_gbnf(request.json_schema)
+        if gbnf is None:
             return None
-        constraint = self.compiled(request.grammar).start()
+        constraint = self.compiled(gbnf).start()
         constraint.read(request.answer_so_far)
         return constraint
 
