@@ -109,7 +109,7 @@ static inline __attribute__((always_inline)) float16 add_minimum(float16 acc, fl
     return acc + minimum * x_sum;
 }
 
-// One load instruction each; PoCL makes several of vload16.
+// One instruction each; PoCL makes several of vload16 and vstore16, or calls a function.
 typedef float float16_unaligned __attribute__((ext_vector_type(16), aligned(4)));
 typedef short short16_unaligned __attribute__((ext_vector_type(16), aligned(2)));
 typedef uchar uchar16_unaligned __attribute__((ext_vector_type(16), aligned(1)));
@@ -117,6 +117,11 @@ typedef uchar uchar16_unaligned __attribute__((ext_vector_type(16), aligned(1)))
 static inline __attribute__((always_inline)) float16 load16(const __global float *p)
 {
     return *(const __global float16_unaligned *)p;
+}
+
+static inline __attribute__((always_inline)) void store16(float16 x, __global float *p)
+{
+    *(__global float16_unaligned *)p = x;
 }
 
 static inline __attribute__((always_inline)) short16 load_short16(const __global void *p)
@@ -127,6 +132,14 @@ static inline __attribute__((always_inline)) short16 load_short16(const __global
 static inline __attribute__((always_inline)) uchar16 load_uchar16(const __global uchar *p)
 {
     return *(const __global uchar16_unaligned *)p;
+}
+
+// The same for what PoCL's min, max and fabs of vectors do; the second argument is the result where the first is no number
+static inline __attribute__((always_inline)) float16 min_16(float16 a, float16 b) { return a < b ? a : b; }
+static inline __attribute__((always_inline)) float16 max_16(float16 a, float16 b) { return a > b ? a : b; }
+static inline __attribute__((always_inline)) float16 abs_16(float16 x)
+{
+    return __builtin_astype(__builtin_astype(x, int16) & 0x7fffffff, float16);
 }
 
 // Sixteen numbers in half precision, given as their bits
@@ -157,7 +170,11 @@ static inline __attribute__((always_inline)) void store_half16(float16 x, __glob
 {
 #if defined(REALM_F16_AVX512)
     const v16half h = __builtin_ia32_vcvtps2ph512_mask(__builtin_astype(x, v16sf), 0, __builtin_astype((short16)(0), v16half), (ushort)0xffff);
-    vstore16(__builtin_astype(h, short16), 0, (__global short *)p);
+    *(__global short16_unaligned *)p = __builtin_astype(h, short16);
+#elif defined(REALM_F16_F16C)
+    *(__global short16_unaligned *)p = (short16)(
+        __builtin_astype(__builtin_ia32_vcvtps2ph256(__builtin_astype(x.lo, v8sf), 0), short8),
+        __builtin_astype(__builtin_ia32_vcvtps2ph256(__builtin_astype(x.hi, v8sf), 0), short8));
 #else
     vstore_half16_rte(x, 0, (__global half *)p);
 #endif
@@ -170,10 +187,15 @@ static inline float load_bf16(const __global void *p)
     return as_float((uint)(*(const __global ushort *)p) << 16);
 }
 
+static inline __attribute__((always_inline)) float16 load_bf16_16(const __global void *p)
+{
+    return __builtin_astype(__builtin_convertvector(__builtin_astype(load_short16(p), ushort16), uint16) << 16, float16);
+}
+
 // e^x, relative error below 2e-7; anything under -87 gives a number below 2e-38
 static inline __attribute__((always_inline)) float16 exp16(float16 x)
 {
-    x = max(min(x, (float16)(88.0f)), (float16)(-87.0f));
+    x = max_16(min_16(x, (float16)(88.0f)), (float16)(-87.0f));
     const float16 magic = (float16)(12582912.0f);
     const float16 n = (x * 1.44269504f + magic) - magic;
     const float16 r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
@@ -198,8 +220,8 @@ static inline __attribute__((always_inline)) float sum16(float16 v)
 
 static inline __attribute__((always_inline)) float max16(float16 v)
 {
-    const float8 a = max(v.lo, v.hi);
-    const float4 b = max(a.lo, a.hi);
-    const float2 c = max(b.lo, b.hi);
-    return max(c.x, c.y);
+    const float8 a = v.lo > v.hi ? v.lo : v.hi;
+    const float4 b = a.lo > a.hi ? a.lo : a.hi;
+    const float2 c = b.lo > b.hi ? b.lo : b.hi;
+    return c.x > c.y ? c.x : c.y;
 }

@@ -22,7 +22,8 @@ static inline __attribute__((always_inline)) void T(scales)(
 #elif SCALES == S_E8M0
     const int16 e = __builtin_convertvector(load_uchar16(r + 16 * first), int16);
     // below 2, where the number is subnormal, the second is larger
-    scale[0] = __builtin_astype(max((e - 1) << 23, (e + 1) << 21), float16);
+    const int16 large = (e - 1) << 23, small = (e + 1) << 21;
+    scale[0] = __builtin_astype(large > small ? large : small, float16);
 #elif SCALES == S_UE4M3
     for (int j = 0; j < 32 / SUB; j++) {
         // half precision has the same fields with more bits, and another bias
@@ -169,7 +170,27 @@ static void T(unpack_panel)(const __global uchar *group, int blocks, int first, 
     }
 }
 
-#define PANEL_KIND (2 * (PARTS - 1) + HAS_MINIMUM)
+#if SUB == 32 && !HAS_MINIMUM
+#define MULTIPLY_PANEL multiply_panel_0
+#elif SUB == 32
+#define MULTIPLY_PANEL multiply_panel_1
+#elif !HAS_MINIMUM
+#define MULTIPLY_PANEL multiply_panel_2
+#else
+#define MULTIPLY_PANEL multiply_panel_3
+#endif
+#define PANEL_COLUMNS (32 * PANEL_BLOCKS)
+#define PANEL_RESULT(t) acc[t]
+
+// acc[t] += columns first .. first + count - 1 of a group times activation row x[t], for `rows` rows, a multiple of 4
+static inline void T(add_columns)(
+    const __global uchar *group, int k, int first, int count, const __global char *const *x, int rows, float16 *acc)
+{
+    Panel panel;
+    T(unpack_panel)(group, k / 32, first / 32, count / 32, &panel);
+    for (int t = 0; t < rows; t += 4)
+        MULTIPLY_PANEL(&panel, first / 32, count / 32, k, x + t, acc + t);
+}
 #endif
 #undef DEFINE_DOT
 #undef SUMS_OF

@@ -40,6 +40,24 @@ DEFINE_DOT(dot_fewer, FEWER)
 DEFINE_DOT(dot_most, MOST)
 #undef DEFINE_DOT
 
+#ifdef PANEL_ROWS
+#define PANEL_COLUMNS PANEL_FLOATS
+#define PANEL_RESULT(t) (acc[t] + acc[PANEL_ROWS + (t)])
+
+// As in matmul.cl; odd columns are added up apart, in acc[PANEL_ROWS + t].
+static inline void T(add_columns)(
+    const __global uchar *group, int k, int first, int count, const __global char *const *x, int rows, float16 *acc)
+{
+    Panel panel;
+    for (int i = 0; i < count; i++)
+        panel.f[i] = LOAD16(group + (long)(first + i) * 16 * ELEMENT_BYTES);
+    for (int t = 0; t < rows; t += 4) {
+        multiply_floats(panel.f, first, count, x + t, acc + t);
+        multiply_floats(panel.f + 1, first + 1, count - 1, x + t, acc + PANEL_ROWS + t);
+    }
+}
+#endif
+
 static inline void T(expand_row)(const __global uchar *weights, int row, int k, __global float *out)
 {
     const __global uchar *group = weights + (row / 16) * T(group_bytes)(k);

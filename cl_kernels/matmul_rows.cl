@@ -1,13 +1,12 @@
 // One type's share of a matrix product: groups first .. last-1 of the weights times the rows of a Product.
 
-#ifdef PANEL_KIND
+#ifdef PANEL_COLUMNS
 // For many rows: as evenly as they go, so many at a time that their sums stay in the cache.
 static void T(matmul_panels)(const __global uchar *weights, int first, int last, const Product *p)
 {
     const long bytes = T(group_bytes)(p->k);
-    const int blocks = p->k / 32, turns = (p->rows + PANEL_ROWS - 1) / PANEL_ROWS;
-    Panel panel;
-    float16 acc[PANEL_ROWS];
+    const int turns = (p->rows + PANEL_ROWS - 1) / PANEL_ROWS;
+    float16 acc[2 * PANEL_ROWS];
     const __global char *x[PANEL_ROWS];
     for (int turn = 0; turn < turns; turn++) {
         const int begin = (long)p->rows * turn / turns, end = (long)p->rows * (turn + 1) / turns;
@@ -16,15 +15,11 @@ static void T(matmul_panels)(const __global uchar *weights, int first, int last,
             x[t] = product_input(p, min(begin + t, end - 1));
         for (int g = first; g < last; g++) {
             for (int t = 0; t < padded; t++)
-                acc[t] = (float16)(0.0f);
-            for (int b = 0; b < blocks; b += PANEL_BLOCKS) {
-                const int count = min(PANEL_BLOCKS, blocks - b);
-                T(unpack_panel)(weights + g * bytes, blocks, b, count, &panel);
-                for (int t = 0; t < padded; t += 4)
-                    multiply_panel(PANEL_KIND, &panel, b, count, p->k, x + t, acc + t);
-            }
+                acc[t] = acc[PANEL_ROWS + t] = (float16)(0.0f);
+            for (int at = 0; at < p->k; at += PANEL_COLUMNS)
+                T(add_columns)(weights + g * bytes, p->k, at, min(PANEL_COLUMNS, p->k - at), x, padded, acc);
             for (int t = begin; t < end; t++)
-                product_output(p, t, 16 * g, acc[t - begin]);
+                product_output(p, t, 16 * g, PANEL_RESULT(t - begin));
         }
     }
 }
@@ -33,7 +28,7 @@ static void T(matmul_panels)(const __global uchar *weights, int first, int last,
 static void T(matmul_rows)(const __global uchar *weights, int first, int last, const Product *p)
 {
     const long bytes = T(group_bytes)(p->k);
-#ifdef PANEL_KIND
+#ifdef PANEL_COLUMNS
     if (p->rows >= PANEL_LEAST) {
         T(matmul_panels)(weights, first, last, p);
         return;

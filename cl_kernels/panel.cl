@@ -1,14 +1,19 @@
 // Many rows of activations: weights are unpacked once into a panel, which then serves them all, four at a time.
 //
-// A panel is some blocks of a group of 16 rows of weights, whatever their type: int16 with the offset subtracted, and
-// scales in float32. Sums are those of matmul.cl to the bit: integers are exact, and floats are added block by block.
+// A panel is some columns of a group of 16 rows of weights. Quantised weights, whatever their type, are int16 there with
+// the offset subtracted, and have scales in float32; weights in floating point are float32. Sums are those of matmul.cl
+// and matmul_float.cl to the bit: integers are exact, and floats are added in the same order.
 
-#define PANEL_BLOCKS 16
+#define PANEL_BLOCKS 16 // of 32 columns, of quantised weights
+#define PANEL_FLOATS 256 // columns of weights in floating point
 #define PANEL_ROWS 64   // rows of activations that a panel serves before the next takes its place
 #define PANEL_LEAST 16  // with fewer rows it does not pay
 
 typedef struct {
-    int16 w[16 * PANEL_BLOCKS]; // 2 i: the even bytes of word i (layout.cl), 2 i + 1: the odd ones
+    union {
+        int16 w[16 * PANEL_BLOCKS]; // 2 i: the even bytes of word i (layout.cl), 2 i + 1: the odd ones
+        float16 f[PANEL_FLOATS];
+    };
     float16 scale[2 * PANEL_BLOCKS], minimum[2 * PANEL_BLOCKS];
 } Panel;
 
@@ -64,20 +69,27 @@ DEFINE_MULTIPLY(multiply_panel_2, 2, 0)
 DEFINE_MULTIPLY(multiply_panel_3, 2, 1)
 #undef DEFINE_MULTIPLY
 
-static void multiply_panel(
-    int kind, const Panel *panel, int first, int count, int k, const __global char *const *x, float16 *acc)
+// acc[t] += every other column of a panel times activation row x[t], of `count` columns from the first on
+static __attribute__((noinline)) void multiply_floats(
+    const float16 *w, int first, int count, const __global char *const *x, float16 *acc)
 {
-    switch (kind) {
-    case 0:
-        multiply_panel_0(panel, first, count, k, x, acc);
-        break;
-    case 1:
-        multiply_panel_1(panel, first, count, k, x, acc);
-        break;
-    case 2:
-        multiply_panel_2(panel, first, count, k, x, acc);
-        break;
-    default:
-        multiply_panel_3(panel, first, count, k, x, acc);
+    float8 lo[4], hi[4];
+    _Pragma("unroll") for (int t = 0; t < 4; t++) {
+        lo[t] = acc[t].lo;
+        hi[t] = acc[t].hi;
     }
+    const __global float *const x0 = (const __global float *)x[0] + first, *const x1 = (const __global float *)x[1] + first;
+    const __global float *const x2 = (const __global float *)x[2] + first, *const x3 = (const __global float *)x[3] + first;
+    for (int i = 0; i < count; i += 2) {
+        const float8 w_lo = w[i].lo, w_hi = w[i].hi;
+        lo[0] += w_lo * x0[i];
+        hi[0] += w_hi * x0[i];
+        lo[1] += w_lo * x1[i];
+        hi[1] += w_hi * x1[i];
+        lo[2] += w_lo * x2[i];
+        hi[2] += w_hi * x2[i];
+        lo[3] += w_lo * x3[i];
+        hi[3] += w_hi * x3[i];
+    }
+    _Pragma("unroll") for (int t = 0; t < 4; t++) acc[t] = (float16)(lo[t], hi[t]);
 }

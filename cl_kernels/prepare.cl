@@ -25,7 +25,7 @@ static inline __attribute__((always_inline)) void quantise_block(
     const int blocks = k / 32;
     __global float *scales = (__global float *)(row + 2 * (long)k);
     __global int *sums = (__global int *)(scales + 2 * blocks);
-    const float largest = max16(max(fabs(lo), fabs(hi)));
+    const float largest = max16(max_16(abs_16(lo), abs_16(hi)));
     const float scale = largest / (float)LARGEST;
     const float inverse = largest > 0.0f ? (float)LARGEST / largest : 0.0f;
     const float16 magic = (float16)(12582912.0f); // adding and subtracting it rounds to the nearest integer
@@ -39,9 +39,9 @@ static inline __attribute__((always_inline)) void quantise_block(
     vstore16(__builtin_convertvector(b - (high_b << 7), char16), 0, row + block * 64 + 48);
 #else
     const short16 short_a = __builtin_convertvector(a, short16), short_b = __builtin_convertvector(b, short16);
-    __global short *q = (__global short *)(row + block * 64);
-    vstore16(short_a.s021346578a9bcedf, 0, q);
-    vstore16(short_b.s021346578a9bcedf, 1, q);
+    __global short16_unaligned *q = (__global short16_unaligned *)(row + block * 64);
+    q[0] = short_a.s021346578a9bcedf;
+    q[1] = short_b.s021346578a9bcedf;
 #endif
     const int sum_a = sum_int16(a), sum_b = sum_int16(b);
     scales[block] = scale;
@@ -86,8 +86,8 @@ static inline __attribute__((always_inline)) float16 activate16(int act, float16
 static inline __attribute__((always_inline)) float16 gate16(int act, float16 gate, float16 up)
 {
     if (act == ACT_CLAMPED_SWIGLU) {
-        gate = min(gate, (float16)(7.0f));
-        up = clamp(up, (float16)(-7.0f), (float16)(7.0f));
+        gate = min_16(gate, (float16)(7.0f));
+        up = max_16(min_16(up, (float16)(7.0f)), (float16)(-7.0f));
         return gate * sigmoid16(1.702f * gate) * (up + 1.0f);
     }
     return activate16(act, gate, 0.0f) * up;
@@ -177,8 +177,8 @@ static inline void prepare_row(const Row *r, __global char *q, __global float *f
         if (q)
             quantise_block(lo, hi, i / 32, r->k, q);
         if (f) {
-            vstore16(lo, 0, f + i);
-            vstore16(hi, 0, f + i + 16);
+            store16(lo, f + i);
+            store16(hi, f + i + 16);
         }
     }
     for (; i < r->k; i++)
@@ -219,7 +219,7 @@ static inline __attribute__((always_inline)) void product_output(const Product *
         v *= p->scale;
         if (residual)
             v += load16(residual + column);
-        vstore16(v, 0, out + column);
+        store16(v, out + column);
     } else {
         for (int i = 0; column + i < p->n; i++)
             out[column + i] = (((const float *)&v)[i] + (p->bias ? p->bias[column + i] : 0.0f)) * p->scale

@@ -123,10 +123,10 @@ def type_definitions(name: str) -> str:
     if f.is_float:
         p = f"(const __global {'float' if name == 'F32' else 'ushort'} *)(p)"
         load16, load1 = {
-            "F32": (f"vload16(0, {p})", f"*({p})"),
+            "F32": (f"load16({p})", f"*({p})"),
             "F16": ("load_half16(p)", "load_half(p)"),
             "BF16": (
-                f"__builtin_astype(__builtin_convertvector(vload16(0, {p}), uint16) << 16, float16)",
+                f"load_bf16_16({p})",
                 "load_bf16(p)",
             ),
         }[name]
@@ -197,7 +197,9 @@ _MACROS = [
     "PARTS",
     "MOST",
     "FEWER",
-    "PANEL_KIND",
+    "MULTIPLY_PANEL",
+    "PANEL_COLUMNS",
+    "PANEL_RESULT",
     "HAS_MINIMUM",
     "WORD_OF_LANE",
     "S_D",
