@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any
 
 from app.cli.answers import answer_request
+from app.cli.bench_kernels import add_kernel_arguments, run_kernels
 from app.cli.bench_load import run_load
 from app.cli.memory import peak_memory_bytes
 from app.cli.models import loaded_engine, wait_for
@@ -16,6 +17,7 @@ from app.cli.terminal import ProgressBar, bytes_text, printable, write_json
 from engine.api import Figures, GenerateRequest, ModelInfo, SamplingParams
 from engine.batch import LoadedModel
 from engine.engine import Engine
+from engine.errors import RequestError
 from engine.measure import Speed, measure_decode, measure_prefill, random_tokens
 from engine.tokenizer import Tokenizer
 
@@ -28,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Measures a prefill of random tokens and a greedy decode, each after a warm-up, first as a request is served "
         "and then the bare steps of the model. The figures are medians over the repetitions."
     )
-    add_model_argument(parser)
+    add_model_argument(parser, required=False)
     parser.add_argument("-p", "--prompt-tokens", type=_at_least(1), default=512, metavar="N", help="prefill (512)")
     parser.add_argument("-n", "--decode-tokens", type=_at_least(2), default=128, metavar="N", help="decode (128)")
     parser.add_argument("-r", "--repetitions", type=_at_least(1), default=5, metavar="N", help="repetitions (5)")
@@ -36,11 +38,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--load", action="store_true", help="measure opening and loading instead; a file with a vocabulary only will do"
     )
+    add_kernel_arguments(parser)
     add_device_arguments(parser, context=False)
     add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.kernels:
+        return run_kernels(args)
+    if not args.model:
+        raise RequestError("There is nothing to measure.", "Name a model with --model, or measure with --kernels.")
     if args.load:
         return run_load(args)
     n_prompt, n_decode, repetitions = args.prompt_tokens, args.decode_tokens, args.repetitions

@@ -1,12 +1,16 @@
 """Measurements of a loaded model: logits, perplexity and speed."""
 
 from engine.measure.compare import Comparison, compare_models, percentile
+from engine.measure.kernels import KernelCase, KernelTime, Peaks, measure_kernels, other_cases, product_cases
 from engine.measure.logits import check_tokens, forward_chunks, logits_of
 from engine.measure.perplexity import Perplexity, PerplexityProgress, chunk_tokens, measure_perplexity
 from engine.measure.speed import Speed, measure_decode, measure_prefill, random_tokens
 
 __all__ = [
     "Comparison",
+    "KernelCase",
+    "KernelTime",
+    "Peaks",
     "Perplexity",
     "PerplexityProgress",
     "Speed",
@@ -16,8 +20,11 @@ __all__ = [
     "forward_chunks",
     "logits_of",
     "measure_decode",
+    "measure_kernels",
     "measure_perplexity",
     "measure_prefill",
+    "other_cases",
     "percentile",
+    "product_cases",
     "random_tokens",
 ]
