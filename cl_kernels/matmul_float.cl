@@ -33,8 +33,14 @@ static inline long T(group_bytes)(int k) { return ((long)k * 16 * ELEMENT_BYTES 
             acc[t] += odd[t];                                                                                          \
     }
 
+// As many rows at a time as find room for their sums in registers: 32 of AVX-512, half as wide and half as many else.
+#ifdef REALM_F16_AVX512
 #define MOST 8
 #define FEWER 4
+#else
+#define MOST 3
+#define FEWER 2
+#endif
 DEFINE_DOT(dot_1, 1)
 DEFINE_DOT(dot_fewer, FEWER)
 DEFINE_DOT(dot_most, MOST)

@@ -39,7 +39,8 @@ static void T(matmul_rows)(const __global uchar *weights, int first, int last, c
         float16 acc[MOST];
         const __global char *x[MOST];
         for (int t = 0; t < p->rows;) {
-            const int tile = p->rows - t >= MOST ? MOST : p->rows - t >= FEWER ? FEWER : 1;
+            const int left = p->rows - t; // of the last MOST + 1 none stays alone where two times FEWER are as many
+            const int tile = left >= MOST && !(left == MOST + 1 && left == 2 * FEWER) ? MOST : left >= FEWER ? FEWER : 1;
             for (int u = 0; u < tile; u++)
                 x[u] = product_input(p, t + u);
             if (tile == MOST)
