@@ -14,6 +14,9 @@ from engine.pace import Pace
 from engine.sequence import Sequence, Turn
 from engine.swap import BlockDevice, HostMemory, SavedBlocks
 
+LONGEST_JUMP = 64
+"""Tokens of an answer that are computed like one; more of them take turns with prompts."""
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -113,7 +116,7 @@ class Scheduler:
         rows = self._with_guesses(self._decodes())
         taken = sum(part.count + len(part.guesses) for part in rows)
         room = min(self._max_rows - taken, self.pace.rows(beside_answers=bool(rows)))
-        pending = sorted((s for s in self.running if s.n_pending > 1), key=_turn)
+        pending = sorted((s for s in self.running if s.n_pending > 1 and not _jumps(s)), key=_turn)
         full = False
         while room > 0:
             newcomer = None if full else self._next_waiting()
@@ -179,15 +182,17 @@ class Scheduler:
 
     def _decodes(self) -> list[Rows]:
         # the most important first: who has to give way for another has then no row in this step yet
-        return [
-            Rows(sequence, 1, True)
-            for sequence in sorted(self.running, key=_importance)
-            if sequence.n_pending == 1 and sequence.blocks and self._grow(sequence)
-        ]
+        rows = []
+        more = self._max_rows - len(self.running)
+        for sequence in sorted(self.running, key=_importance):
+            if (sequence.n_pending == 1 or _jumps(sequence)) and sequence.blocks and self._grow(sequence):
+                rows.append(_next_rows(sequence, 1 + more))
+                more -= rows[-1].count - 1
+        return rows
 
     def _with_guesses(self, rows: list[Rows]) -> list[Rows]:
         """Adds the sequences' guesses where rows and blocks are left over for them."""
-        room = self._max_rows - len(rows)
+        room = self._max_rows - sum(part.count for part in rows)
         out = []
         for part in rows:
             sequence, guess = part.sequence, part.sequence.guess
@@ -313,6 +318,11 @@ def _turn(sequence: Sequence) -> tuple[int, int, int]:
 
 def _importance(sequence: Sequence) -> tuple[int, int]:
     return (-sequence.turn.priority, sequence.turn.arrival)
+
+
+def _jumps(sequence: Sequence) -> bool:
+    """Whether an answer has got several tokens at once, which its grammar forced."""
+    return sequence.n_generated > 0 and 1 < sequence.n_pending <= LONGEST_JUMP
 
 
 def _next_rows(sequence: Sequence, room: int) -> Rows:

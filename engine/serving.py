@@ -45,7 +45,7 @@ from engine.job import Job
 from engine.kv import prefix_keys
 from engine.request import check_request, parallel_request, prompt_tokens
 from engine.sampling import Sampler, log_probabilities
-from engine.scheduler import Scheduler, Step
+from engine.scheduler import LONGEST_JUMP, Scheduler, Step
 from engine.sequence import Limits, Meter, Sequence
 from engine.sessions import Identity, SessionKeeper
 from engine.stream import Stream
@@ -261,6 +261,7 @@ class Serving:
                     self._fork(sequence, logits[row : row + 1])
                 self._continue(sequence, logits[row : row + wanted])
                 new.append((sequence, len(sequence.tokens) - before))
+                self._jump_ahead(sequence)
                 row += wanted
         if only_decodes:
             times = computed - began, perf_counter() - computed
@@ -407,6 +408,21 @@ class Serving:
             event = dataclasses.replace(event, logprob=logprob, alternatives=alternatives)
         sequence.stream.put(event)
         return reason, accepted
+
+    def _jump_ahead(self, sequence: Sequence) -> None:
+        """Adds the tokens that the grammar of an answer forces; the next step computes them all at once."""
+        if sequence.logprobs or sequence.stream.ended:  # tokens that were not drawn have no probability to tell
+            return
+        for token in sequence.sampler.forced_tokens()[: LONGEST_JUMP - 1]:
+            sequence.guess = None
+            sequence.sampler.accept(token)
+            now = perf_counter()
+            text, reason = sequence.append(token, now)
+            self.figures = sequence.figures(self._meter, now)
+            sequence.stream.put(Token(token, text, self.figures))
+            if reason is not None:
+                self._finish(sequence, reason)
+                return
 
     def _finish(self, sequence: Sequence, reason: StopReason) -> None:
         self._save_session(sequence)

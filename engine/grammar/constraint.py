@@ -5,6 +5,7 @@ from __future__ import annotations
 from engine.errors import RequestError
 from engine.grammar.automaton import build
 from engine.grammar.gbnf import parse_gbnf
+from engine.grammar.jump import jump_tokens
 from engine.grammar.masks import Allowed, Masks
 from engine.grammar.states import DEAD, END, States
 from engine.grammar.syntax import TokenIs
@@ -32,7 +33,7 @@ class CompiledGrammar:
         """The grammar at the beginning of an answer."""
         if self.states.n_states > MOST_STATES or self.masks.held_bytes > MOST_BYTES:
             self._begin()
-        return Constraint(self.states, self.masks, self.trie.pieces, self._spelling.end_tokens)
+        return Constraint(self.states, self.masks, self.trie.pieces, self._spelling)
 
     def _begin(self) -> None:
         self.states = States(self._automaton)
@@ -58,11 +59,12 @@ class CompiledGrammar:
 class Constraint:
     """Where one answer stands in its grammar."""
 
-    def __init__(self, states: States, masks: Masks, pieces: list[bytes], end_tokens: frozenset[int]) -> None:
+    def __init__(self, states: States, masks: Masks, pieces: list[bytes], spelling: Spelling) -> None:
         self._states = states
         self._masks = masks
         self._pieces = pieces
-        self._end_tokens = end_tokens
+        self._spelling = spelling
+        self._end_tokens = spelling.end_tokens
         self._state = states.start
 
     @property
@@ -116,10 +118,14 @@ class Constraint:
             raise RequestError(f"The grammar does not allow the token {token} here.")
 
     def forced(self) -> bytes:
-        """The text that has to follow whatever is drawn, as far as there is no choice."""
+        """The text that has to follow, as far as there is no choice."""
         text = bytearray()
         state = self._state
         while len(text) < LONGEST_JUMP and (byte := self._states.forced_byte(state)) >= 0:
             text.append(byte)
             state = self._states.step(state, byte)
         return bytes(text)
+
+    def forced_tokens(self) -> list[int]:
+        """Tokens that spell that text, all but the last; none where there is a choice at once."""
+        return jump_tokens(self.forced(), self._spelling, self._pieces)

@@ -111,6 +111,10 @@ class Sampler:
         if self._constraint is not None:
             self._constraint.accept(token)
 
+    def forced_tokens(self) -> list[int]:
+        """Tokens that follow without being drawn: the grammar leaves no choice. `accept` has yet to hear of them."""
+        return [] if self._constraint is None else self._constraint.forced_tokens()
+
     @property
     def must_stop(self) -> bool:
         """Nothing can follow, and the vocabulary has no end token that would say so."""
