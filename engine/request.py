@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.api import DraftKind, DraftOptions, GenerateRequest
+from engine.api import ContextPolicy, DraftKind, DraftOptions, GenerateRequest
 from engine.chat_template import ChatTemplate, render_chat_tokens
 from engine.errors import RequestError
 from engine.sampling.params import is_integer
@@ -41,6 +41,13 @@ def check_request(request: GenerateRequest) -> None:
     priority: Any = request.priority
     if not is_integer(priority):
         raise RequestError(f"priority is {priority!r}, but it has to be a whole number.", "0 is what others have.")
+    policy: Any = request.context_policy
+    if not isinstance(policy, ContextPolicy):
+        raise RequestError(f"context_policy is {policy!r:.80}, but it has to be one of {', '.join(ContextPolicy)}.")
+    if policy is ContextPolicy.DROP_OLDEST and request.messages is None:
+        raise RequestError(
+            "Only a chat has turns to drop, and this request has no messages.", "Shift the context instead, or stop."
+        )
     session: Any = request.session
     if session is not None and not isinstance(session, Path):
         raise RequestError(f"session is {session!r:.80}, but it has to be the path of a file.")

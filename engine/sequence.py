@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from engine.adapters.runs import AdapterSet
 from engine.answer_text import AnswerText
 from engine.api import Figures, StopReason
+from engine.context import Shortening
 from engine.drafts.drafting import Drafting
 from engine.drafts.guess import Guess
 from engine.kv import Key
@@ -62,6 +63,7 @@ class Sequence:
     adapters, adapter_key: what acts on it, and the key that its blocks' keys begin with.
     saved: the start of the tokens' keys and values in host memory, while it waits.
     leader: a sequence with the same prompt, which is computed for both; until then this one waits.
+    shortening, n_dropped: how it goes on when the context is full (None: not at all), and how many tokens that cost.
     session, restoring, note: the file that keeps its keys and values, what is being read from it (until that is there
         the sequence waits), and a sentence if that did not go well.
     """
@@ -83,6 +85,7 @@ class Sequence:
         drafting: Drafting | None = None,
         priority: int = 0,
         session: Path | None = None,
+        shortening: Shortening | None = None,
     ) -> None:
         self.tokens = prompt
         self.n_prompt = len(prompt)
@@ -98,6 +101,10 @@ class Sequence:
         self.saved: SavedBlocks | None = None
         self.leader: Sequence | None = None
         self.session = session
+        self.shortening = shortening
+        self.n_dropped = 0
+        self._removed = 0  # tokens by which the context has been cut since the answer began
+        self._n_prompt_kept = self.n_prompt  # how many of the tokens are the prompt
         self.restoring: Future[Restored] | None = None
         self.note = ""
         self.sampler = sampler
@@ -119,7 +126,7 @@ class Sequence:
 
     @property
     def n_generated(self) -> int:
-        return len(self.tokens) - self.n_prompt
+        return len(self.tokens) + self._removed - self.n_prompt
 
     @property
     def n_pending(self) -> int:
@@ -158,9 +165,26 @@ class Sequence:
             return text, StopReason.STOP
         if self.n_generated == limits.max_tokens:
             return text, StopReason.LENGTH
-        if len(self.tokens) >= self.context_length:
+        if self.is_full and self.shortening is None:
             return text, StopReason.CONTEXT
         return text, None
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.tokens) >= self.context_length
+
+    def shorten(self) -> bool:
+        """Cuts the full context by the request's policy; False when that is not possible."""
+        assert self.shortening is not None
+        tokens = self.shortening.answer(self.tokens, self._n_prompt_kept, self.context_length)
+        if tokens is None:
+            return False
+        removed = len(self.tokens) - len(tokens)
+        self._n_prompt_kept -= min(removed, self._n_prompt_kept)
+        self._removed += removed
+        self.n_dropped += removed
+        self.tokens[:] = tokens
+        return True
 
     def finish_text(self) -> str:
         return self._text.finish()
@@ -193,6 +217,7 @@ class Sequence:
             decode_bandwidth_share=share,
             context_used=len(self.tokens),
             context_length=self.context_length,
+            dropped_tokens=self.n_dropped,
             drafted_tokens=self.drafting.drafted if self.drafting else 0,
             accepted_tokens=self.drafting.accepted if self.drafting else 0,
             draft_gain=self.drafting.gain if self.drafting else None,

@@ -17,12 +17,14 @@ from engine.adapters.rack import AdapterRack
 from engine.answer_text import AnswerText
 from engine.api import (
     AdapterUse,
+    ContextPolicy,
     DraftKind,
     Embeddings,
     Failed,
     Figures,
     Finished,
     GenerateRequest,
+    Message,
     ModelInfo,
     Pooling,
     PrefillProgress,
@@ -32,6 +34,7 @@ from engine.api import (
 )
 from engine.batch import LoadedModel
 from engine.chat_template import PLAIN_CHAT_TEMPLATE, ChatTemplate
+from engine.context import DropOldest, Shift, Shortening, shorter_prompt
 from engine.drafts.drafting import Drafting
 from engine.drafts.fit import shared_tokens
 from engine.drafts.guess import Guess, judge
@@ -116,31 +119,45 @@ class Serving:
         Raises a RealmError when something is wrong with it; nothing is queued then.
         """
         self.need_decoder()
-        sequences: list[Sequence] = []
-        for number, stream in streams.items():
-            known = sequences[0].tokens if sequences else None
-            sequences.append(self._sequence(stream, parallel_request(request, number), submitted, known))
+        check_request(request)
+        tokens = self._prompt(request, request.messages)
+        sequences = [
+            self._sequence(stream, parallel_request(request, number), submitted, tokens)
+            for number, stream in streams.items()
+        ]
         for sequence in sequences:
             self._scheduler.add(sequence)
             self._begin_restoring(sequence)
             sequence.leader = None if sequence is sequences[0] else sequences[0]
 
-    def _sequence(
-        self, stream: Stream, request: GenerateRequest, submitted: float, tokens: list[int] | None = None
-    ) -> Sequence:
-        """tokens: the prompt's, where they are known."""
-        check_request(request)
+    def _prompt(self, request: GenerateRequest, messages: Sequence_[Message] | None) -> list[int]:
+        """The prompt of a checked request, with these messages in place of its own."""
+        template = self.plain_template if request.plain_template else self.template
+        request = dataclasses.replace(request, messages=messages)
+        return prompt_tokens(request, self.tokenizer, template, self._n_vocab)
+
+    def _shortening(self, request: GenerateRequest) -> Shortening | None:
+        match request.context_policy:
+            case ContextPolicy.STOP:
+                return None
+            case ContextPolicy.SHIFT:
+                return Shift()
+            case ContextPolicy.DROP_OLDEST:
+                return DropOldest(request.messages or (), lambda messages: self._prompt(request, messages))
+
+    def _sequence(self, stream: Stream, request: GenerateRequest, submitted: float, whole: list[int]) -> Sequence:
+        """whole: the tokens of the prompt, however many."""
         self._check_draft(request)
         sampler = Sampler(request.sampling, self._n_vocab, self.tokenizer, self._grammars.constraint(request))
         drafting = None if request.draft is None else Drafting(request.draft, request.sampling, sampler.greedy)
-        template = self.plain_template if request.plain_template else self.template
-        if tokens is None:
-            tokens = prompt_tokens(request, self.tokenizer, template, self._n_vocab)
+        shortening, tokens = self._shortening(request), whole
+        if shortening is not None:
+            tokens = shorter_prompt(shortening, whole, self._scheduler.context_length, request.max_tokens)
         # a request that ignores end tokens takes them for text like any other, so that its text spells all its tokens
         end_tokens = frozenset[int]() if request.ignore_eos else self.tokenizer.end_tokens
         decoder = self.tokenizer.stream_decoder(keep_special=request.ignore_eos)
         adapters = self.adapters.resolve(request.adapters, self._adapters_in_use())
-        return Sequence(
+        sequence = Sequence(
             list(tokens),
             context_length=self._scheduler.context_length,
             max_blocks=self._scheduler.max_blocks,
@@ -151,11 +168,14 @@ class Serving:
             submitted=submitted,
             priority=request.priority,
             session=request.session,
+            shortening=shortening,
             logprobs=request.logprobs,
             drafting=drafting,
             adapters=adapters.uses,
             adapter_key=adapters.key,
         )
+        sequence.n_dropped = len(whole) - len(tokens)
+        return sequence
 
     def _check_draft(self, request: GenerateRequest) -> None:
         if request.draft is not None and not self.speculation.has(request.draft.kind):
@@ -370,6 +390,8 @@ class Serving:
                     break
             if guess.tokens:
                 self._scheduler.drop_guesses(sequence)
+            if sequence.is_full:
+                self._make_room(sequence)
         except RealmError as error:
             self._fail(sequence, error)
             if isinstance(error, DeviceError):
@@ -377,6 +399,13 @@ class Serving:
         except Exception as failure:
             log.exception("A request failed")
             self._fail(sequence, RealmError(f"This answer broke off ({type(failure).__name__}: {failure})."))
+
+    def _make_room(self, sequence: Sequence) -> None:
+        """Has a sequence whose context is full go on without its oldest tokens, or ends it."""
+        if sequence.shorten():
+            self._scheduler.restart(sequence)
+        else:
+            self._finish(sequence, StopReason.CONTEXT)
 
     def _next_token(
         self, sequence: Sequence, logits: NDArray[np.float32], guess: Guess, place: int | None
