@@ -281,10 +281,13 @@ class LoadOptions:
 
     device: "auto", "numpy", "opencl" (the best OpenCL device) or a device id from `list_devices()`.
     context_length: None picks min(the model's own, 8192).
+    kv_tokens: tokens that the KV cache holds, of all requests together; where it is less than the context length, or
+        None, that.
     """
 
     device: str = "auto"
     context_length: int | None = None
+    kv_tokens: int | None = None
 
 
 @dataclass(frozen=True)

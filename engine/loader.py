@@ -63,7 +63,7 @@ def load_model(
         )
     progress("reading", 1.0, path.name)
     device = choose_device(options.device)
-    n_blocks = -(-context // KV_BLOCK) * (1 if graph.causal else ENCODER_BLOCKS)
+    n_blocks = -(-max(context, options.kv_tokens or 0) // KV_BLOCK) * (1 if graph.causal else ENCODER_BLOCKS)
     model = _place(file, graph, device, n_blocks, progress, cancelled)
     memory = model.memory()
     types = Counter[str]()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from app.cli.terminal import say, write_answer
 from engine.api import Failed, Figures, Finished, GenerateRequest, Started, StopReason, Token
 from engine.errors import RealmError
 
 if TYPE_CHECKING:
     from engine.engine import Engine
+    from engine.stream import Stream
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,31 @@ def _logprob(event: Token) -> dict[str, Any]:
     return {"token": event.token, "logprob": event.logprob, "top": likeliest}
 
 
-def answer_request(engine: Engine, request: GenerateRequest, on_text: Callable[[str], None] | None = None) -> Answer:
+def answer_request(engine: Engine, request: GenerateRequest, on_text: Callable[[str], None] = lambda _: None) -> Answer:
     """Waits for the whole answer, telling `on_text` each piece as it comes; cancels it on Ctrl-C.
 
     Raises the RealmError that a failed request ended with.
     """
     stream = engine.submit(request)
+    try:
+        return _read(stream, request, on_text)
+    except BaseException:
+        stream.cancel()
+        raise
+
+
+def answer_parallel(engine: Engine, request: GenerateRequest, n: int) -> list[Answer]:
+    """Waits for n answers to one request, as `answer_request` does for one."""
+    streams = engine.submit_parallel(request, n)
+    try:
+        return [_read(stream, request, lambda _: None) for stream in streams]
+    except BaseException:
+        for stream in streams:
+            stream.cancel()
+        raise
+
+
+def _read(stream: Stream, request: GenerateRequest, on_text: Callable[[str], None]) -> Answer:
     tokens: list[int] = []
     pieces: list[str] = []
     logprobs: list[dict[str, Any]] | None = [] if request.logprobs else None
@@ -57,31 +78,43 @@ def answer_request(engine: Engine, request: GenerateRequest, on_text: Callable[[
     def add(text: str) -> None:
         if text:
             pieces.append(text)
-            if on_text is not None:
-                on_text(text)
+            on_text(text)
 
-    try:
-        while not stream.done:
-            for event in stream.wait(timeout=0.1):  # in short steps, so that Ctrl-C is heard on every system
-                match event:
-                    case Started():
-                        prompt_tokens = event.prompt_tokens
-                    case Token():
-                        tokens.append(event.token)
-                        if logprobs is not None:
-                            logprobs.append(_logprob(event))
-                        add(event.text)
-                    case Finished():
-                        add(event.text)
-                        if event.reason is StopReason.EOS and tokens:
-                            tokens.pop()  # the token that ended the answer is not part of it
-                        return Answer(tokens, "".join(pieces), prompt_tokens, event.reason, event.figures, logprobs)
-                    case Failed():
-                        raise event.error
-    except BaseException:
-        stream.cancel()
-        raise
+    while not stream.done:
+        for event in stream.wait(timeout=0.1):  # in short steps, so that Ctrl-C is heard on every system
+            match event:
+                case Started():
+                    prompt_tokens = event.prompt_tokens
+                    if event.note:
+                        say(f"Note: {event.note}")
+                case Token():
+                    tokens.append(event.token)
+                    if logprobs is not None:
+                        logprobs.append(_logprob(event))
+                    add(event.text)
+                case Finished():
+                    add(event.text)
+                    if event.reason is StopReason.EOS and tokens:
+                        tokens.pop()  # the token that ended the answer is not part of it
+                    return Answer(tokens, "".join(pieces), prompt_tokens, event.reason, event.figures, logprobs)
+                case Failed():
+                    raise event.error
     raise RealmError("The engine ended the answer without saying why.")
+
+
+def write_end(answer: Answer) -> None:
+    """Ends the line of an answer whose text has been written, and tells its figures."""
+    if not answer.text.endswith("\n"):
+        print(flush=True)
+    say(figures_line(answer.figures, answer.reason), "dim")
+
+
+def write_answers(answers: Sequence[Answer]) -> None:
+    """Parallel answers one after the other, each with its number on stderr above it."""
+    for number, answer in enumerate(answers, 1):
+        say(f"Answer {number} of {len(answers)}", "bold")
+        write_answer(answer.text)
+        write_end(answer)
 
 
 def figures_line(figures: Figures, reason: StopReason | None = None) -> str:
@@ -93,6 +126,8 @@ def figures_line(figures: Figures, reason: StopReason | None = None) -> str:
         parts.append(f"first token after {figures.time_to_first_token_s:.2f} s")
     if figures.context_length:
         parts.append(f"{figures.context_used} of {figures.context_length} tokens of context")
+    if figures.dropped_tokens:
+        parts.append(f"{figures.dropped_tokens} tokens dropped")
     ended = {
         StopReason.LENGTH: "stopped at the limit of tokens",
         StopReason.CONTEXT: "stopped because the context is full",

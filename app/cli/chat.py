@@ -10,6 +10,7 @@ from app.cli.chat_session import ChatSession
 from app.cli.models import installed_starter, load, model_path, open_engine
 from app.cli.options import add_device_arguments, add_model_argument, add_sampling_arguments, given_options
 from app.cli.prompt import PipedLines, TypedLines
+from app.cli.stream_options import add_context_policy
 from app.cli.terminal import bytes_text, is_terminal, say
 from app.store import ChatStore
 from engine.api import LoadOptions
@@ -29,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--system", metavar="TEXT", help="what the model is told before the chat")
     add_device_arguments(parser, device=None)
     add_sampling_arguments(parser, ignore_eos=False)
+    add_context_policy(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -16,6 +16,7 @@ from app.cli.answers import figures_line
 from app.cli.models import load, model_path
 from app.cli.options import grammar_text, sampling_params, schema_of, stop_strings
 from app.cli.prompt import LineSource, read_message
+from app.cli.stream_options import context_policy
 from app.cli.terminal import ProgressBar, bytes_text, is_terminal, printable, say, styled, write_answer
 from app.conversation import (
     ActionFailed,
@@ -166,6 +167,8 @@ class ChatSession:
         if "stop" in self._options:
             options = replace(options, stop=stop_strings(self._options))
         options = replace(options, grammar=grammar_text(self._options), json_schema=schema_of(self._options))
+        if "context_policy" in self._options:
+            options = replace(options, context_policy=context_policy(self._options))
         if self._system is not None:
             options = replace(options, system_prompt=self._system)
         if options != self._conversation.options:

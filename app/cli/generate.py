@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from app.cli.answers import answer_request, figures_line
+from app.cli.answers import answer_parallel, answer_request, write_answers, write_end
 from app.cli.input import answer_lines, messages_file, token_list
 from app.cli.models import loaded_engine
 from app.cli.options import (
@@ -17,7 +17,8 @@ from app.cli.options import (
     generate_request,
     given_options,
 )
-from app.cli.terminal import say, write_answer, write_json
+from app.cli.stream_options import add_stream_arguments, tell_sessions
+from app.cli.terminal import write_answer, write_json
 from engine.errors import RequestError
 
 
@@ -35,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_device_arguments(parser)
     add_sampling_arguments(parser)
+    add_stream_arguments(parser)
     parser.add_argument(
         "--logprobs",
         type=int,
@@ -72,22 +74,32 @@ def run(args: argparse.Namespace) -> int:
     if context is None and request is not None and request.prompt_tokens is not None and request.max_tokens is not None:
         # all that will ever be needed is known: a long context costs memory and, in longrope models, another rotation
         context = max(LEAST_CONTEXT, len(request.prompt_tokens) + request.max_tokens)
-    with loaded_engine(args.model, args.device, context, chats=chats) as (engine, info):
+    together = context * args.parallel if context and args.parallel > 1 else None
+    with loaded_engine(args.model, args.device, context, chats=chats, kv_tokens=together) as (engine, info):
         if request is None:
 
             def answer_line(line: Any) -> Any:
                 if not isinstance(line, dict):
                     raise RequestError("A line has to be a JSON object.")
-                return answer_request(engine, generate_request({**options, **line})).as_json()
+                line_request = generate_request({**options, **line})
+                if args.parallel > 1:
+                    return {"answers": [one.as_json() for one in answer_parallel(engine, line_request, args.parallel)]}
+                return answer_request(engine, line_request).as_json()
 
-            return answer_lines(answer_line)
-        if args.json:
+            code = answer_lines(answer_line)
+            tell_sessions(engine)
+            return code
+        if args.parallel != 1:
+            answers = answer_parallel(engine, request, args.parallel)
+            if args.json:
+                write_json({"answers": [one.as_json() for one in answers], "load_s": info.load_s})
+            else:
+                write_answers(answers)
+        elif args.json:
             answer = answer_request(engine, request).as_json()
             answer["timings"]["load_s"] = info.load_s
             write_json(answer)
-            return 0
-        answered = answer_request(engine, request, write_answer)
-    if not answered.text.endswith("\n"):
-        print()
-    say(figures_line(answered.figures, answered.reason), "dim")
+        else:
+            write_end(answer_request(engine, request, write_answer))
+        tell_sessions(engine)
     return 0

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from app.cli.input import checked_messages, file_text, token_ids, whole_text
+from app.cli.stream_options import context_policy, session_path
 from engine.api import GenerateRequest, SamplingParams
 from engine.errors import RequestError
 
@@ -52,6 +53,9 @@ _REQUEST_OPTIONS = (
     "grammar",
     "json_schema",
     "logprobs",
+    "context_policy",
+    "priority",
+    "session",
 )
 REQUEST_NAMES = frozenset((*_REQUEST_OPTIONS, *(field.name for field in fields(SamplingParams))))
 
@@ -231,6 +235,9 @@ def generate_request(options: Mapping[str, Any]) -> GenerateRequest:
         grammar=grammar_text(options),
         json_schema=schema_of(options),
         logprobs=_number("logprobs", options.get("logprobs", 0), int),
+        context_policy=context_policy(options),
+        priority=_number("priority", options.get("priority", 0), int),
+        session=session_path(options),
     )
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 
-from app.cli.answers import answer_request, figures_line
+from app.cli.answers import answer_parallel, answer_request, write_answers, write_end
 from app.cli.input import decoded, stdin_bytes
 from app.cli.models import loaded_engine
 from app.cli.options import add_device_arguments, add_sampling_arguments, generate_request, given_options
+from app.cli.stream_options import add_stream_arguments, tell_sessions
 from app.cli.terminal import say, write_answer
 from engine.errors import RequestError
 
@@ -21,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--system", metavar="TEXT", help="what the model is told before the prompt")
     add_device_arguments(parser)
     add_sampling_arguments(parser)
+    add_stream_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -37,10 +39,12 @@ def run(args: argparse.Namespace) -> int:
                 raise RequestError("This model has no chat template, so it takes no --system.")
             say("This model has no chat template; it continues the text of the prompt.")
             options["prompt"] = text
-        answer = answer_request(engine, generate_request(options), write_answer)
-    if not answer.text.endswith("\n"):
-        print()
-    say(figures_line(answer.figures, answer.reason), "dim")
+        request = generate_request(options)
+        if args.parallel == 1:
+            write_end(answer_request(engine, request, write_answer))
+        else:
+            write_answers(answer_parallel(engine, request, args.parallel))
+        tell_sessions(engine)
     return 0
 
 

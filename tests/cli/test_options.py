@@ -21,7 +21,7 @@ def from_command_line(*arguments: str) -> dict[str, Any]:
 
 def test_every_field_of_a_request_can_be_given() -> None:
     names = {field.name for kind in (GenerateRequest, SamplingParams) for field in fields(kind)} - {"sampling"}
-    of_their_own = {"adapters", "draft", "context_policy", "priority", "session"}  # not settings of one answer
+    of_their_own = {"adapters", "draft"}  # not settings of one answer
 
     assert names - of_their_own <= REQUEST_NAMES <= names
 
