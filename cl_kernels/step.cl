@@ -117,8 +117,8 @@ static void attend_chunk(const __global Op *op, const __global int *in, int c)
     a.scale = op->scale;
     a.softcap = op->cap;
     a.window = op->window;
-    a.keys = (const __global ushort *)op->p[1];
-    a.values = (const __global ushort *)op->p[2];
+    a.keys = BYTES(op->p[1]);
+    a.values = BYTES(op->p[2]);
     a.block_table = in + in[IN_AT_BLOCKS] + (long)in[in[IN_AT_SEQUENCES] + row] * in[IN_MAX_BLOCKS];
     a.sinks = op->p[5] ? FLOATS(op->p[5]) + head : 0;
     a.out = FLOATS(op->p[3]) + (long)row * a.out_stride + head * op->value_width;
@@ -141,7 +141,7 @@ static void store_kv_chunk(const __global Op *op, const __global int *in, int ro
         rotate_row(k, op->kv_heads, op->head_width, op->start, table, op->n / 2, op->how);
     }
     store_kv_row(k, v, op->kv_heads, op->head_width, op->value_width, cell / POSITIONS, cell % POSITIONS,
-                 (__global ushort *)op->p[3], (__global ushort *)op->p[4]);
+                 BYTES(op->p[3]), BYTES(op->p[4]));
 }
 
 // p: x, second (of op->used parts), int8 out, float out, bias; `heads` parts of k columns in each row

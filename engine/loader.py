@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.adapters import AdapterBase
-from engine.api import DeviceInfo, LoadOptions, ModelInfo
+from engine.api import KV_TYPES, DeviceInfo, LoadOptions, ModelInfo
 from engine.architectures import read_architecture, read_pooling, read_trained_context_length
 from engine.batch import ENCODER_BLOCKS, KV_BLOCK, LoadedModel, Progress
 from engine.chat_template import ChatTemplate
@@ -42,10 +42,14 @@ def load_model(
     """Opens, checks and loads a model.
 
     Raises ModelFileError, UnsupportedModelError, TokenizerError, TemplateError, RequestError for a context length that
-    cannot be, and DeviceError. When `cancelled` turns true the load ends early with a model that must not be used;
+    cannot be or a type of the cache that is none, and DeviceError. When `cancelled` turns true the load ends early with a model that must not be used;
     its caller closes it.
     """
     began = time.perf_counter()
+    if options.kv_type not in KV_TYPES:
+        raise RequestError(
+            f"Keys and values cannot be kept as {options.kv_type!r}.", f"Choose one of {', '.join(KV_TYPES)}."
+        )
     progress("reading", 0.0, path.name)
     file = GGUFFile.open(path)
     trained = read_trained_context_length(file)
@@ -64,7 +68,7 @@ def load_model(
     progress("reading", 1.0, path.name)
     device = choose_device(options.device)
     n_blocks = -(-max(context, options.kv_tokens or 0) // KV_BLOCK) * (1 if graph.causal else ENCODER_BLOCKS)
-    model = _place(file, graph, device, n_blocks, progress, cancelled)
+    model = _place(file, graph, device, n_blocks, options.kv_type, progress, cancelled)
     memory = model.memory()
     types = Counter[str]()
     for info in file.tensors.values():
@@ -130,6 +134,7 @@ def _place(
     graph: Graph,
     device: DeviceInfo,
     n_blocks: int,
+    kv_type: str,
     progress: Progress,
     cancelled: Callable[[], bool],
 ) -> LoadedModel:
@@ -141,6 +146,7 @@ def _place(
             file,
             graph,
             n_blocks=n_blocks,
+            kv_type=kv_type,
             device=device,
             budget_bytes=budget,
             progress=progress,
@@ -148,4 +154,6 @@ def _place(
         )
     from engine.backends import opencl
 
-    return opencl.load(file, graph, device=device, n_blocks=n_blocks, progress=progress, cancelled=cancelled)
+    return opencl.load(
+        file, graph, device=device, n_blocks=n_blocks, kv_type=kv_type, progress=progress, cancelled=cancelled
+    )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from engine.api import DeviceInfo
 from engine.batch import LoadedModel, Progress
+from engine.errors import UnsupportedModelError
 from engine.gguf import GGUFFile
 from engine.graph import Graph
 
@@ -23,6 +24,7 @@ def load(
     *,
     device: DeviceInfo,
     n_blocks: int,
+    kv_type: str = "f16",
     progress: Progress,
     cancelled: Callable[[], bool],
 ) -> LoadedModel:
@@ -33,7 +35,15 @@ def load(
     if on.executor == "simt":
         from engine.backends.opencl.gpu_model import GpuModel
 
+        if kv_type != "f16":
+            raise UnsupportedModelError(
+                f"On {device.name} keys and values are kept as f16 only, not as {kv_type}.",
+                "Choose the type f16, or a CPU as device.",
+            )
+
         return GpuModel(file, graph, device=device, n_blocks=n_blocks, progress=progress, cancelled=cancelled)
     from engine.backends.opencl.model import OpenCLModel
 
-    return OpenCLModel(file, graph, device=device, n_blocks=n_blocks, progress=progress, cancelled=cancelled)
+    return OpenCLModel(
+        file, graph, device=device, n_blocks=n_blocks, kv_type=kv_type, progress=progress, cancelled=cancelled
+    )

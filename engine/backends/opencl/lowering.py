@@ -165,17 +165,35 @@ def padded16(width: int) -> int:
     return -(-width // 16) * 16
 
 
-def lower(graph: Graph, types: dict[str, str], is_float: dict[str, bool], workers: int) -> Program:
+def padded32(width: int) -> int:
+    return -(-width // 32) * 32
+
+
+def cache_widths(kv_type: str, key_width: int, value_width: int) -> tuple[int, int]:
+    """Bytes of one position of a head's keys and of its values, as cache.cl lays them out."""
+    if kv_type == "f16":
+        return 2 * key_width, 2 * padded16(value_width)
+    per_32 = 34 if kv_type == "q8_0" else 18
+    return padded32(key_width) // 32 * per_32, padded32(value_width) // 32 * per_32
+
+
+def lower(
+    graph: Graph, types: dict[str, str], is_float: dict[str, bool], workers: int, kv_type: str = "f16"
+) -> Program:
     """Lowers a graph. Raises UnsupportedModelError for shapes that the kernels do not take.
 
     types: tensor name -> quantisation type; is_float: type -> whether its product reads float32 rows.
     workers: how many work-groups run at once; products are cut into two to sixteen chunks for each.
+    kv_type: what keys and values are kept as, of KV_TYPES in engine/api.py.
     """
-    return _Lowering(graph, types, is_float, workers).run()
+    return _Lowering(graph, types, is_float, workers, kv_type).run()
 
 
 class _Lowering:
-    def __init__(self, graph: Graph, types: dict[str, str], is_float: dict[str, bool], workers: int) -> None:
+    def __init__(
+        self, graph: Graph, types: dict[str, str], is_float: dict[str, bool], workers: int, kv_type: str
+    ) -> None:
+        self.kv_type = kv_type
         self.graph = graph
         self.types = types
         self.is_float = is_float
@@ -374,8 +392,9 @@ class _Lowering:
                 self.ropes.append(op.rope)
         q, k, v = (self.floats[value.id] for value in (op.q, op.k, op.v))
         keys, values = Cache(op.layer, "keys"), Cache(op.layer, "values")
-        self.cache_bytes[keys] = 2 * op.n_kv_heads * op.head_width
-        self.cache_bytes[values] = 2 * op.n_kv_heads * padded16(op.v_head_width)
+        key_bytes, value_bytes = cache_widths(self.kv_type, op.head_width, op.v_head_width)
+        self.cache_bytes[keys] = op.n_kv_heads * key_bytes
+        self.cache_bytes[values] = op.n_kv_heads * value_bytes
         shape = Step(
             "store_kv",
             (q, k, v, keys, values),

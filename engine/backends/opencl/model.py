@@ -15,7 +15,7 @@ from engine.api import DeviceInfo
 from engine.backends.opencl.adapters import UNIT_WORDS, DeviceAdapters, most_units
 from engine.backends.opencl.formats import FORMATS
 from engine.backends.opencl.kv_blocks import KV_LAYOUT, read_blocks, write_blocks
-from engine.backends.opencl.lowering import MAX_QUERIES, Buffer, Cache, Kind, Step, heads_per_tile, lower, padded16
+from engine.backends.opencl.lowering import MAX_QUERIES, Buffer, Cache, Kind, Step, heads_per_tile, lower, padded16, padded32
 from engine.backends.opencl.platforms import devices
 from engine.backends.opencl.segments import cut_attention, whole_tiles
 from engine.backends.opencl.source import step_source
@@ -68,6 +68,7 @@ class OpenCLModel:
         *,
         device: DeviceInfo,
         n_blocks: int,
+        kv_type: str = "f16",
         progress: Progress,
         cancelled: Callable[[], bool],
     ) -> None:
@@ -83,7 +84,7 @@ class OpenCLModel:
         self._buffers: list[Any] = []
         self._weights = DeviceWeights(file, self._on, graph)
         is_float = {name: FORMATS[name].is_float for name in self._weights.format_names()}
-        self._program = lower(graph, self._weights.types, is_float, self._on.workers)
+        self._program = lower(graph, self._weights.types, is_float, self._on.workers, kv_type)
         self._max_logit_rows = MAX_LOGIT_ROWS if graph.causal else self.max_rows
         if len(self._program.ropes) > MAX_ROPES:
             raise UnsupportedModelError(
@@ -92,14 +93,14 @@ class OpenCLModel:
                 "Choose the device numpy.",
             )
         attentions = self._program.attentions
-        widest = max((padded16(max(op.head_width, op.v_head_width)) for op in attentions), default=16)
+        widest = max((padded32(max(op.head_width, op.v_head_width)) for op in attentions), default=32)
         self.weight_bytes_per_token = self._weights.bytes_per_token(graph)
         self._adapters: DeviceAdapters | None = None
         self._plan_memory()
         try:
             names = self._weights.format_names()
             progress("compiling", 0.0, ", ".join(names))
-            program = self._on.build(step_source(names, self._on.relax, widest))
+            program = self._on.build(step_source(names, self._on.relax, widest, kv_type))
             self._whole, self._to_hidden = (
                 [_Replay(cl.Kernel(program, "run_step")) for _ in range(2)] for _ in range(2)
             )

@@ -24,10 +24,11 @@ def repack_source(names: Iterable[str]) -> str:
     return "\n".join(parts)
 
 
-def step_source(names: Iterable[str], relax: str, max_width: int) -> str:
+def step_source(names: Iterable[str], relax: str, max_width: int, kv_type: str) -> str:
     """The kernel `run_step` for the types, in the order in which operations number them.
 
-    relax: a statement for waiting; max_width: of the widest attention head, padded to 16.
+    relax: a statement for waiting; max_width: of the widest attention head, padded to 32;
+    kv_type: of KV_TYPES in engine/api.py.
     """
     names = list(names)
     parts = [read("common.cl"), read("prepare.cl"), "#ifndef REALM_BYTES", read("panel.cl"), "#endif"]
@@ -47,8 +48,8 @@ def step_source(names: Iterable[str], relax: str, max_width: int) -> str:
         f"{{\n    switch (type) {{\n{multiply}    }}\n}}\n"
         "static void embed_row(int type, const __global uchar *w, int row, int k, __global float *out)\n"
         f"{{\n    switch (type) {{\n{embed}    }}\n}}\n"
-        f"#define MAX_WIDTH {max_width}\n"
+        f"#define MAX_WIDTH {max_width}\n#define KV_TYPE KV_{kv_type.upper()}\n"
         f"static inline void relax(int turns)\n{{\n    {relax}\n}}\n"
     )
-    parts += [read("attention.cl"), read("experts.cl"), read("lora.cl"), read("step.cl")]
+    parts += [read("cache.cl"), read("attention.cl"), read("experts.cl"), read("lora.cl"), read("step.cl")]
     return "\n".join(parts)
