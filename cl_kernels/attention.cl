@@ -149,15 +149,14 @@ static inline void quantise_query(
 }
 
 // acc[lane] + the sum of two products of 16-bit numbers that lie in each lane
-static inline __attribute__((always_inline)) int8 dot2(int8 acc, short16 k, int q)
+static inline __attribute__((always_inline)) int8 dot_pairs(int8 acc, short16 k, int q)
 {
-#if defined(REALM_DOT_AVX2) || defined(REALM_DOT_VNNI512)
-    typedef short v16short __attribute__((vector_size(32)));
-    return acc + __builtin_astype(__builtin_ia32_pmaddwd256(__builtin_astype(k, v16short),
-                                                            __builtin_astype((int8)(q), v16short)), int8);
+#ifdef REALM_BYTES // there is no dot2, but what it is made of
+    typedef short pairs __attribute__((vector_size(32)));
+    return acc + __builtin_astype(__builtin_ia32_pmaddwd256(__builtin_astype(k, pairs),
+                                                            __builtin_astype((int8)(q), pairs)), int8);
 #else
-    const int8 both = __builtin_astype(k, int8);
-    return acc + ((both << 16) >> 16) * ((q << 16) >> 16) + (both >> 16) * (q >> 16);
+    return dot2(acc, __builtin_astype(k, int8), q);
 #endif
 }
 
@@ -184,8 +183,8 @@ static inline __attribute__((always_inline)) void score_part(
                 _Pragma("unroll") for (int u = 0; u < n; u++)
                 {
                     const int x = ((const __private int *)(q[u].codes + 32 * g))[e];
-                    acc[u][i].lo = dot2(acc[u][i].lo, ka, x);
-                    acc[u][i].hi = dot2(acc[u][i].hi, kb, x);
+                    acc[u][i].lo = dot_pairs(acc[u][i].lo, ka, x);
+                    acc[u][i].hi = dot_pairs(acc[u][i].hi, kb, x);
                 }
 #else
                 const short16 ka = __builtin_convertvector(a & (uchar)15, short16);
@@ -196,8 +195,8 @@ static inline __attribute__((always_inline)) void score_part(
                 {
                     const int x = ((const __private int *)(q[u].codes + 32 * g))[2 * e];
                     const int y = ((const __private int *)(q[u].codes + 32 * g))[2 * e + 1];
-                    acc[u][i].lo = dot2(dot2(acc[u][i].lo, ka, x), ka2, y);
-                    acc[u][i].hi = dot2(dot2(acc[u][i].hi, kb, x), kb2, y);
+                    acc[u][i].lo = dot_pairs(dot_pairs(acc[u][i].lo, ka, x), ka2, y);
+                    acc[u][i].hi = dot_pairs(dot_pairs(acc[u][i].hi, kb, x), kb2, y);
                 }
 #endif
             }

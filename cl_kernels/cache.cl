@@ -79,8 +79,10 @@ static inline float quantise32(const __global float *x, int from, int width, uch
 {
     float v[32];
     float most = 0.0f; // the number farthest from 0
+    float broken = 0.0f; // not a number where a column is none: then the scale is none either
     for (int i = 0; i < 32; i++) {
         v[i] = from + i < width ? x[from + i] : 0.0f;
+        broken += v[i] * 0.0f;
         if (fabs(v[i]) > fabs(most))
             most = v[i];
     }
@@ -95,7 +97,7 @@ static inline float quantise32(const __global float *x, int from, int width, uch
     for (int i = 0; i < 32; i++)
         codes[i] = (uchar)min(15, (int)(v[i] * inverse + 8.5f));
 #endif
-    return scale;
+    return scale + broken;
 }
 
 static inline void store_keys(const __global float *k, int width, int position, __global uchar *head)

@@ -287,8 +287,8 @@ class LoadOptions:
     context_length: None picks min(the model's own, 8192).
     kv_tokens: tokens that the KV cache holds, of all requests together; where it is less than the context length, or
         None, that.
-    kv_type: what keys and values are kept as, one of KV_TYPES: in half precision, or as whole numbers of 8 or 4 bits with
-        a scale for every 32. Long contexts take about half and a quarter of the memory, and are read as much faster.
+    kv_type: what keys and values are kept as, one of KV_TYPES: in half precision, or as whole numbers of 8 or 4 bits
+        with a scale for every 32, which take about half and a quarter of the memory and are read as much faster.
     """
 
     device: str = "auto"

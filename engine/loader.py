@@ -41,9 +41,9 @@ def load_model(
 ) -> LoadedBundle:
     """Opens, checks and loads a model.
 
-    Raises ModelFileError, UnsupportedModelError, TokenizerError, TemplateError, RequestError for a context length that
-    cannot be or a type of the cache that is none, and DeviceError. When `cancelled` turns true the load ends early with a model that must not be used;
-    its caller closes it.
+    Raises ModelFileError, UnsupportedModelError, TokenizerError, TemplateError, RequestError for options that cannot
+    be, and DeviceError. When `cancelled` turns true the load ends early with a model that must not be used; its caller
+    closes it.
     """
     began = time.perf_counter()
     if options.kv_type not in KV_TYPES:

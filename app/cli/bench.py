@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -18,10 +19,11 @@ from engine.api import Figures, GenerateRequest, ModelInfo, SamplingParams
 from engine.batch import LoadedModel
 from engine.engine import Engine
 from engine.errors import RequestError
-from engine.measure import Speed, measure_decode, measure_prefill, random_tokens
+from engine.measure import Speed, fill_cache, measure_decode, measure_prefill, random_tokens
 from engine.tokenizer import Tokenizer
 
 _WARM_UP_TOKENS = 8
+_LEAST_CONTEXT = 64
 _GREEDY = SamplingParams(temperature=0)
 
 
@@ -34,6 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-p", "--prompt-tokens", type=_at_least(1), default=512, metavar="N", help="prefill (512)")
     parser.add_argument("-n", "--decode-tokens", type=_at_least(2), default=128, metavar="N", help="decode (128)")
     parser.add_argument("-r", "--repetitions", type=_at_least(1), default=5, metavar="N", help="repetitions (5)")
+    parser.add_argument(
+        "--depth",
+        type=_at_least(1),
+        action="append",
+        default=[],
+        metavar="N",
+        help="also measure decoding behind N tokens of context, as bare steps (repeatable)",
+    )
     parser.add_argument("--seed", type=int, default=1, metavar="S", help="seed of the random prompts (1)")
     parser.add_argument(
         "--load", action="store_true", help="measure opening and loading instead; a file with a vocabulary only will do"
@@ -52,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
         return run_load(args)
     n_prompt, n_decode, repetitions = args.prompt_tokens, args.decode_tokens, args.repetitions
     bar = ProgressBar("bench")
-    with loaded_engine(args.model, args.device, max(n_prompt + 1, n_decode + 2)) as (engine, info):
+    context = max(n_prompt + 1, n_decode + 2, *(depth + n_decode + 1 for depth in args.depth), _LEAST_CONTEXT)
+    with loaded_engine(args.model, args.device, context, kv_type=args.kv_type) as (engine, info):
         facts = wait_for(engine.call(_facts, uses_kv=False))
         prompts = [
             random_tokens(info.vocab_size, n_prompt, args.seed + i, facts["avoid"]) for i in range(repetitions + 1)
@@ -77,6 +88,11 @@ def run(args: argparse.Namespace) -> int:
                 ),
                 lambda: bar.update(1 - 2 / total, "bare steps"),
             )
+            at_depths = {}
+            for depth in args.depth:
+                bar.update(1 - 1 / total, f"behind {depth} tokens")
+                job = partial(_decode_at, tokens=prompts[0], count=n_decode, repetitions=repetitions, depth=depth)
+                at_depths[depth] = wait_for(engine.call(job))
         finally:
             bar.clear()
         memory = peak_memory_bytes()
@@ -84,6 +100,17 @@ def run(args: argparse.Namespace) -> int:
     decode_rates = [f.decode_tokens_per_s for f in decodes[1:]]
     answer = _answer(info, facts, prefill_rates, decode_rates, prefill_model, decode_model)
     answer |= {
+        "kv_type": args.kv_type,
+        "decode_at": [
+            {
+                "depth": depth,
+                "tokens_per_s": speed.median_rate,
+                "tokens_per_s_min": min(speed.rates),
+                "tokens_per_s_max": max(speed.rates),
+                "share_of_first": speed.median_rate / at_depths[args.depth[0]].median_rate,
+            }
+            for depth, speed in at_depths.items()
+        ],
         "n_prompt": n_prompt,
         "n_decode": n_decode,
         "repetitions": repetitions,
@@ -95,6 +122,13 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(printable(_text(answer)))
     return 0
+
+
+def _decode_at(
+    model: LoadedModel, tokenizer: Tokenizer, *, tokens: Sequence[int], count: int, repetitions: int, depth: int
+) -> Speed:
+    fill_cache(model, tokens, depth)
+    return measure_decode(model, tokens[0], count, repetitions, depth)
 
 
 def _serve(engine: Engine, prompt: Sequence[int], max_tokens: int) -> Figures:
@@ -154,6 +188,12 @@ def _text(answer: dict[str, Any]) -> str:
     bandwidth = answer["read_bandwidth_gb_per_s"]
     of_measured = "" if share is None else f", {share:.0%} of the {bandwidth:.1f} GB/s measured"
     variant = f", kernels {answer['kernel_variant']}" if answer["kernel_variant"] else ""
+    depths = [
+        f"  behind {at['depth']:>7} tokens {at['tokens_per_s']:8.1f} tokens/s "
+        f"({at['tokens_per_s_min']:.1f} to {at['tokens_per_s_max']:.1f}), "
+        f"{at['share_of_first']:.0%} of that behind {answer['decode_at'][0]['depth']}"
+        for at in answer["decode_at"]
+    ]
     return "\n".join(
         (
             f"{answer['model']} "
@@ -163,10 +203,11 @@ def _text(answer: dict[str, Any]) -> str:
             f"{answer['time_to_first_token_s']:.2f} s; bare steps {answer['model_prefill_tokens_per_s']:.1f}",
             f"decode   {_rates(answer, 'decode')}  {answer['n_decode']} tokens, {answer['decode_gb_per_s']:.1f} GB/s"
             f"{of_measured}; bare steps {answer['model_decode_tokens_per_s']:.1f}",
+            *depths,
             f"load     {answer['load_s']:.2f} s",
             f"memory   {bytes_text(answer['peak_memory_bytes'])} at the peak of the process; on the device "
-            f"{bytes_text(answer['weight_bytes'])} weights, {bytes_text(answer['kv_bytes'])} KV cache, "
-            f"{bytes_text(answer['scratch_bytes'])} scratch",
+            f"{bytes_text(answer['weight_bytes'])} weights, {bytes_text(answer['kv_bytes'])} KV cache "
+            f"({answer['kv_type']}), {bytes_text(answer['scratch_bytes'])} scratch",
         )
     )
 

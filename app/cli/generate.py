@@ -75,7 +75,10 @@ def run(args: argparse.Namespace) -> int:
         # all that will ever be needed is known: a long context costs memory and, in longrope models, another rotation
         context = max(LEAST_CONTEXT, len(request.prompt_tokens) + request.max_tokens)
     together = context * args.parallel if context and args.parallel > 1 else None
-    with loaded_engine(args.model, args.device, context, chats=chats, kv_tokens=together) as (engine, info):
+    with loaded_engine(args.model, args.device, context, kv_type=args.kv_type, chats=chats, kv_tokens=together) as (
+        engine,
+        info,
+    ):
         if request is None:
 
             def answer_line(line: Any) -> Any:

@@ -4,7 +4,7 @@ from engine.measure.compare import Comparison, compare_models, percentile
 from engine.measure.kernels import KernelCase, KernelTime, Peaks, measure_kernels, other_cases, product_cases
 from engine.measure.logits import check_tokens, forward_chunks, logits_of
 from engine.measure.perplexity import Perplexity, PerplexityProgress, chunk_tokens, measure_perplexity
-from engine.measure.speed import Speed, measure_decode, measure_prefill, random_tokens
+from engine.measure.speed import Speed, fill_cache, measure_decode, measure_prefill, random_tokens
 
 __all__ = [
     "Comparison",
@@ -17,6 +17,7 @@ __all__ = [
     "check_tokens",
     "chunk_tokens",
     "compare_models",
+    "fill_cache",
     "forward_chunks",
     "logits_of",
     "measure_decode",

@@ -10,7 +10,7 @@ from statistics import median
 
 import numpy as np
 
-from engine.batch import LoadedModel
+from engine.batch import KV_BLOCK, LoadedModel
 from engine.measure.logits import check_fits, sequence_batch
 
 
@@ -59,15 +59,31 @@ def measure_prefill(model: LoadedModel, tokens: Sequence[int], repetitions: int)
     return Speed(len(ids), tuple(run() for _ in range(repetitions)))
 
 
-def measure_decode(model: LoadedModel, first: int, count: int, repetitions: int) -> Speed:
-    """Times `count` greedy steps of one row each, from an empty context and the token `first`."""
-    check_fits(model, count)
+def fill_cache(model: LoadedModel, tokens: Sequence[int], depth: int) -> None:
+    """Fills the KV cache of the sequence that measure_decode() steps up to position `depth`.
+
+    The keys and values of `tokens`, at least a block of them, are computed and repeated: what they are makes no
+    difference to the time that reading them takes.
+    """
+    check_fits(model, depth)
+    ids = np.asarray(tokens[: max(KV_BLOCK, min(len(tokens), model.max_rows))], dtype=np.int32)
+    model.forward(sequence_batch(ids, 0, len(ids), np.zeros(0, dtype=np.int32)))
+    computed = len(ids) // KV_BLOCK
+    for first in range(computed, -(-depth // KV_BLOCK), computed):
+        blocks = range(first, min(first + computed, model.n_blocks))
+        model.write_blocks(list(blocks), model.read_blocks(range(len(blocks))))
+
+
+def measure_decode(model: LoadedModel, first: int, count: int, repetitions: int, depth: int = 0) -> Speed:
+    """Times `count` greedy steps of one row each, from the token `first` at position `depth` on, whose predecessors'
+    keys and values are taken as they lie in the cache (fill_cache)."""
+    check_fits(model, depth + count)
 
     def run(steps: int) -> float:
-        ids = np.full(steps + 1, first, dtype=np.int32)
+        ids = np.full(depth + steps + 1, first, dtype=np.int32)
         wanted = np.zeros(1, dtype=np.int32)
         began = time.perf_counter()
-        for position in range(steps):
+        for position in range(depth, depth + steps):
             logits = model.forward(sequence_batch(ids, position, position + 1, wanted))
             ids[position + 1] = int(logits[0].argmax())
         return time.perf_counter() - began

@@ -33,11 +33,12 @@ class MemoryFile:
         return self._data[name]
 
 
-def load(device_id: str, file: MemoryFile, graph: Graph, n_blocks: int = 4) -> LoadedModel:
+def load(device_id: str, file: MemoryFile, graph: Graph, n_blocks: int = 4, kv_type: str = "f16") -> LoadedModel:
     device: DeviceInfo = choose_device(device_id)
     arguments: dict[str, Any] = {
         "device": device,
         "n_blocks": n_blocks,
+        "kv_type": kv_type,
         "progress": lambda *_: None,
         "cancelled": lambda: False,
     }

@@ -86,6 +86,15 @@ def test_a_row_is_the_same_where_segments_grow_longer(fixtures_dir: Path) -> Non
     model.close()
 
 
+@pytest.mark.parametrize("kv_type", ["q8_0", "q4_0"])
+@pytest.mark.parametrize("name", ["llama-q4_k_m", "gemma3", "deepseek2"])
+def test_a_row_is_the_same_with_a_cache_of_whole_numbers(fixtures_dir: Path, name: str, kv_type: str) -> None:
+    file = GGUFFile.open(fixtures_dir / "tiny_models" / f"{name}.gguf")
+    model = load("opencl", file, read_architecture(file).graph, n_blocks=40, kv_type=kv_type)  # type: ignore[arg-type]
+    _assert_the_same_in_any_steps(model, n=290, last=120)
+    model.close()
+
+
 def test_a_row_of_the_starter_model_is_the_same_in_any_step(starter_model: Path) -> None:
     file = GGUFFile.open(starter_model)
     model = load("opencl", file, read_architecture(file).graph, n_blocks=40)  # type: ignore[arg-type]

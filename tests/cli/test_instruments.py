@@ -150,6 +150,21 @@ def test_bench_measures_what_it_says(realm: Realm, tiny_model: Path) -> None:
     assert plain.out.count("tokens/s") == 2
 
 
+@pytest.mark.parametrize("device", ["numpy", "opencl"])
+def test_bench_behind_a_context(realm: Realm, tiny_model: Path, device: str) -> None:
+    command = ("bench", "--model", tiny_model, "-p", 40, "-n", 4, "-r", 2, "--device", device, "--kv-type", "q8_0")
+
+    answer = realm(*command, "--depth", 33, "--depth", 130, "--json").json
+
+    assert [at["depth"] for at in answer["decode_at"]] == [33, 130]
+    assert answer["decode_at"][0]["share_of_first"] == 1
+    assert all(0 < at["tokens_per_s_min"] <= at["tokens_per_s"] <= at["tokens_per_s_max"] for at in answer["decode_at"])
+    assert answer["kv_type"] == "q8_0"
+    plain = realm(*command, "--depth", 33)
+    assert "behind      33 tokens" in plain.out
+    assert "(q8_0)" in plain.out
+
+
 def test_bench_of_loading(realm: Realm, tiny_model: Path, fixtures_dir: Path) -> None:
     answer = realm("bench", "--model", tiny_model, "--load", "-r", 2, "--device", "numpy", "--json").json
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from engine.batch import KV_BLOCK, Batch
 from engine.graph import Attention, Rope
+from engine.quants import QuantType, dequantize, quantize
 
 Array = NDArray[np.float32]
 
@@ -63,7 +64,15 @@ class Positions:
 
 
 def attention(
-    op: Attention, at: Positions, q: Array, k: Array, v: Array, keys: Array, values: Array, sinks: Array | None
+    op: Attention,
+    at: Positions,
+    q: Array,
+    k: Array,
+    v: Array,
+    keys: Array,
+    values: Array,
+    sinks: Array | None,
+    kv_type: str,
 ) -> Array:
     """Stores k and v in the layer's cache (keys and values: [slots, kv heads, width]) and attends: graph.Attention."""
     rows = len(q)
@@ -73,8 +82,8 @@ def attention(
         table = at.table(op.rope)
         q = rotate(q, op.rope, table, op.rope_start)
         k = rotate(k, op.rope, table, op.rope_start)
-    keys[at.slots] = k
-    values[at.slots] = v.reshape(rows, op.n_kv_heads, op.v_head_width)
+    keys[at.slots] = rounded(k, kv_type)
+    values[at.slots] = rounded(v.reshape(rows, op.n_kv_heads, op.v_head_width), kv_type)
     batch = at.batch
     out = np.empty((rows, op.n_heads, op.v_head_width), np.float32)
     for start, end in zip(at.starts, [*at.starts[1:], rows], strict=True):
@@ -88,6 +97,18 @@ def attention(
             tiles = at.tiles(sequence, begin, int(positions[-1]) + 1)
             out[first:last] = _attend(op, q[first:last], keys, values, tiles, positions, sinks)
     return out.reshape(rows, -1)
+
+
+def rounded(x: Array, kv_type: str) -> Array:
+    """x [rows, heads, width] as a cache of the type gives it back, each head in blocks of 32; f16 changes nothing."""
+    if kv_type == "f16":
+        return x
+    quant, width = QuantType.by_name(kv_type), x.shape[2]
+    padded = np.pad(x, ((0, 0), (0, 0), (0, -width % quant.block_size)))
+    rows = padded.reshape(-1, padded.shape[2])
+    if not np.isfinite(rows).all():  # a broken model's; the types have no such numbers
+        return x
+    return dequantize(quant, quantize(quant, rows)).reshape(padded.shape)[:, :, :width]
 
 
 def rotate(x: Array, rope: Rope, table: Array, start: int) -> Array:

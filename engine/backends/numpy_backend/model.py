@@ -1,7 +1,8 @@
 """A model on numpy.
 
 Memory: up to `budget_bytes` of weights are expanded to float32 once and kept; every other weight is expanded in
-blocks of rows whenever it is used. Keys and values are float32 and allocated as sequences grow into them.
+blocks of rows whenever it is used. Keys and values are float32, rounded to the type of the cache where that is q8_0
+or q4_0, and allocated as sequences grow into them.
 """
 
 from __future__ import annotations
@@ -84,6 +85,7 @@ class NumpyModel:
         graph: Graph,
         *,
         n_blocks: int,
+        kv_type: str = "f16",
         device: DeviceInfo,
         budget_bytes: int,
         progress: Progress,
@@ -95,6 +97,7 @@ class NumpyModel:
         self.max_rows = step_rows(graph, n_blocks, 256)
         self.hidden_width = graph.hidden.width if graph.hidden else 0
         self._graph = graph
+        self._kv_type = kv_type
         self._adapters: dict[int, BoundAdapter] = {}
         self._n_adapters = 0  # ever added
         shares = _shares_read(graph)
@@ -135,7 +138,7 @@ class NumpyModel:
 
     @property
     def kv_layout(self) -> str:
-        return f"numpy {','.join(str(cache.shape[1]) for caches in self._caches for cache in caches)}"
+        return f"numpy {self._kv_type} {','.join(str(cache.shape[1]) for caches in self._caches for cache in caches)}"
 
     def read_blocks(self, blocks: Sequence[int]) -> NDArray[np.uint8]:
         data = np.empty((len(blocks), self.block_bytes), np.uint8)
@@ -219,7 +222,8 @@ class NumpyModel:
                 keys = self._caches[op.layer][0].reshape(-1, op.n_kv_heads, op.head_width)
                 values = self._caches[op.layer][1].reshape(-1, op.n_kv_heads, op.v_head_width)
                 sinks = optional(op.sinks)
-                return lambda s: attention(op, s.at, s[q], s[k], s[v], keys, values, sinks)
+                kv_type = self._kv_type
+                return lambda s: attention(op, s.at, s[q], s[k], s[v], keys, values, sinks, kv_type)
             case ShortConv(_, x, weight, layer):
                 cache = self._caches[layer][0]
                 return lambda s: short_conv(s.at, s[x], weights.rows(weight, 0, weight.rows), cache)

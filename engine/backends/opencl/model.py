@@ -15,7 +15,17 @@ from engine.api import DeviceInfo
 from engine.backends.opencl.adapters import UNIT_WORDS, DeviceAdapters, most_units
 from engine.backends.opencl.formats import FORMATS
 from engine.backends.opencl.kv_blocks import KV_LAYOUT, read_blocks, write_blocks
-from engine.backends.opencl.lowering import MAX_QUERIES, Buffer, Cache, Kind, Step, heads_per_tile, lower, padded16, padded32
+from engine.backends.opencl.lowering import (
+    MAX_QUERIES,
+    Buffer,
+    Cache,
+    Kind,
+    Step,
+    heads_per_tile,
+    lower,
+    padded16,
+    padded32,
+)
 from engine.backends.opencl.platforms import devices
 from engine.backends.opencl.segments import cut_attention, whole_tiles
 from engine.backends.opencl.source import step_source
