@@ -9,6 +9,7 @@ from PySide6.QtWidgets import QWidget
 from app.desktop.markdown import Block, Frame, Paragraph, PlainText, Rule, Span, Table, block_text
 from app.desktop.text_box import TextBox, TextStyle
 from app.desktop.theme import Themes
+from app.desktop.tint import Ranges, cut_ranges
 
 ITEM_INDENT = 28
 QUOTE_INDENT = 18
@@ -49,6 +50,7 @@ class BlockWidget(QWidget):
         self.themes = themes
         self.layouts = 0  # how often this block was laid out; a test counts them
         self.selection: tuple[int, int] | None = None
+        self.tint: Ranges = ()
         self.setMouseTracking(True)
         self.setAccessibleName(block_text(block)[:READ_ALOUD])
         self._make()
@@ -90,6 +92,12 @@ class BlockWidget(QWidget):
         """Marks a range of positions."""
         if selection != self.selection:
             self.selection = selection
+            self.update()
+
+    def set_tint(self, tint: Ranges) -> None:
+        """Tints ranges of positions, which ascend: what was guessed and accepted."""
+        if tint != self.tint:
+            self.tint = tint
             self.update()
 
     def retheme(self) -> None:
@@ -204,7 +212,7 @@ class TextBlock(BlockWidget):
         return height
 
     def _paint_block(self, painter: QPainter, event: QPaintEvent) -> None:
-        self.box.draw(painter, self.indent, self.gap, self.selection)
+        self.box.draw(painter, self.indent, self.gap, self.selection, self.tint)
 
 
 class RuleBlock(BlockWidget):
@@ -326,7 +334,8 @@ class TableBlock(BlockWidget):
                 a = max(0, self.selection[0] - position)
                 b = min(cell.length, self.selection[1] - position)
                 selection = (a, b) if b > a else None
-            cell.draw(painter, x + self.PAD_X, y + self.PAD_Y, selection)
+            tint = cut_ranges(self.tint, position, position + cell.length)
+            cell.draw(painter, x + self.PAD_X, y + self.PAD_Y, selection, tint)
 
 
 def _shared_widths(natural: list[float], width: float) -> list[float]:

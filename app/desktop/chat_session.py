@@ -26,6 +26,7 @@ from app.conversation import (
     PrefillProgress,
     TitleChanged,
 )
+from app.conversation.chat import stored_drafted
 from app.desktop.footer import answer_line
 from app.desktop.message_item import MessageData
 from app.store import MessageState, StoredMessage
@@ -146,6 +147,7 @@ class ChatSession(QObject):
                 if message is not None:
                     message.text += event.text
                     message.activity = ""
+                    message.drafted = event.drafted
                 self.figures = event.figures
             case AnswerFinished():
                 data = message_data(event.message, event.figures)
@@ -205,6 +207,7 @@ def message_data(stored: StoredMessage, figures: Figures | None = None) -> Messa
         case _:
             pass
     known = figures or stored_figures(stored.figures)
+    data.drafted = stored_drafted(stored.figures)
     if known is not None:
         data.figures = answer_line(known)
     return data

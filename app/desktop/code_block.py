@@ -31,6 +31,7 @@ from app.desktop.icons import icon
 from app.desktop.markdown import Block, Code
 from app.desktop.text_box import cursor_x, utf16_length
 from app.desktop.theme import Themes
+from app.desktop.tint import cut_ranges
 
 HEAD = 36
 PAD_X = 16
@@ -289,6 +290,7 @@ class CodeBlock(BlockWidget):
         last = min(len(self._lines) - 1, (event.rect().bottom() - top) // self._step)
         for index in range(first, last + 1):
             y = top + index * self._step
+            self._paint_tint(painter, index, x, y)
             self._paint_selection(painter, index, x, y)
             painter.setPen(self.themes.color("text"))
             self._layout_of(index).draw(painter, QPointF(x, y))
@@ -296,6 +298,18 @@ class CodeBlock(BlockWidget):
         painter.setPen(QPen(self.themes.color("border"), 1))
         painter.setBrush(Qt.BrushStyle.NoBrush)
         painter.drawPath(shape)
+
+    def _paint_tint(self, painter: QPainter, index: int, x: float, y: float) -> None:
+        begin = self._starts[index]
+        tint = cut_ranges(self.tint, begin, begin + utf16_length(self._lines[index]))
+        if not tint:
+            return
+        line = self._layout_of(index).lineAt(0)
+        painter.setPen(Qt.PenStyle.NoPen)
+        painter.setBrush(self.themes.color("drafted"))
+        for start, end in tint:
+            left, right = cursor_x(line, start), cursor_x(line, end)
+            painter.drawRoundedRect(QRectF(x + left - 1, y + 1, right - left + 2, self._step - 2), 3, 3)
 
     def _paint_selection(self, painter: QPainter, index: int, x: float, y: float) -> None:
         if self.selection is None:

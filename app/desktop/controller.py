@@ -13,6 +13,7 @@ from app.desktop.adapter_control import AdapterControl
 from app.desktop.chat_control import ChatControl
 from app.desktop.chat_session import ChatSession
 from app.desktop.desk import Desk
+from app.desktop.draft_control import DraftControl
 from app.desktop.message_control import MessageControl
 from app.desktop.model_control import ModelControl
 from app.desktop.model_service import EngineLike, ModelService, as_realm_error
@@ -22,8 +23,8 @@ from app.store import ChatStore, ChatSummary
 
 
 class Controller(QObject):
-    """Owns history and engine from start to end. `models`, `chats`, `messages`, `adapters` and `settings` do the
-    rest."""
+    """Owns history and engine from start to end. `models`, `chats`, `messages`, `adapters`, `drafts` and
+    `settings` do the rest."""
 
     def __init__(self, desk: Desk, model_path: Path | None = None) -> None:
         super().__init__(desk.window)
@@ -32,6 +33,7 @@ class Controller(QObject):
         self.chats = ChatControl(desk, self)
         self.messages = MessageControl(desk, self.chats, self.models, self)
         self.adapters = AdapterControl(desk, self.chats, self.models, self.messages, self)
+        self.drafts = DraftControl(desk, self.chats, self.messages, self)
         self.settings = SettingsControl(desk, self.chats, self.models, self.messages, self.adapters, self)
         self._wanted_model = model_path
         desk.window.welcome.suggested.connect(desk.window.composer.set_text)
@@ -135,6 +137,7 @@ class Controller(QObject):
         self.desk.preferences.set("sidebar", self.desk.window.sidebar_wanted)
         self.service.cancel_fetch()
         self.service.cancel_load()
+        self.drafts.drafts.cancel_trial()
         for session in self.chats.sessions:
             session.conversation.close()
         self.desk.background.close()

@@ -39,6 +39,8 @@ class Footer(QWidget):
         super().__init__(parent)
         self.setObjectName("footer")
         self._adapter_words = ""
+        self._drafting: Figures | None = None
+        self._figures: Figures | None = None
         row = QHBoxLayout(self)
         row.setContentsMargins(8, 0, 8, 0)
         row.setSpacing(14)
@@ -55,8 +57,10 @@ class Footer(QWidget):
         self.adapters.setObjectName("footerButton")
         self.adapters.setCursor(Qt.CursorShape.PointingHandCursor)
         self.adapters.setToolTip("The adapters of this chat")
-        self.adapters.hide()
-        for part in (self.adapters, self.speed, self.first_token):
+        self.drafting = QPushButton(self)
+        self.drafting.setObjectName("footerButton")
+        self.drafting.setCursor(Qt.CursorShape.PointingHandCursor)
+        for part in (self.adapters, self.speed, self.drafting, self.first_token):
             row.addWidget(part)
         near = QHBoxLayout()
         near.setSpacing(6)
@@ -70,9 +74,24 @@ class Footer(QWidget):
     def show_adapters(self, words: str) -> None:
         """Shows which adapters act; nothing for the model as it is."""
         self._adapter_words = words
-        self.adapters.setVisible(bool(words))
         self.adapters.setAccessibleName(f"Adapters: {words}")
         self.adapters.setToolTip(f"The adapters of this chat: {words}")
+        self._fit()
+
+    def show_drafting(self, figures: Figures | None) -> None:
+        """Shows what guessing gains; nothing for an answer without guesses."""
+        self._drafting = figures
+        words = draft_words(figures) if figures is not None else ""
+        self.drafting.setAccessibleName(f"Guessing ahead: {words}")
+        self.drafting.setToolTip(f"Guessing ahead: {words}")
+        self._fit()
+
+    def show_figures(self, figures: Figures | None) -> None:
+        """Shows figures; None leaves the line empty."""
+        self._figures = figures
+        if figures is not None and figures.context_length > 0:
+            self._gauge.share = min(1.0, figures.context_used / figures.context_length)
+            self._gauge.update()
         self._fit()
 
     def resizeEvent(self, event: QResizeEvent) -> None:
@@ -81,27 +100,60 @@ class Footer(QWidget):
 
     def _fit(self) -> None:
         """Shortens what is long, and leaves out what matters least where there is little room."""
-        room = max(70, self.width() // 3)
-        self.adapters.setText(
-            self.adapters.fontMetrics().elidedText(self._adapter_words, Qt.TextElideMode.ElideMiddle, room)
+        figures, narrow = self._figures, self.width() < 560
+        drafting = self._drafting
+        short = draft_short(drafting, narrow) if drafting is not None else ""
+        crowded = narrow and bool(self._adapter_words or short)
+        adapters = self.adapters.fontMetrics().elidedText(
+            self._adapter_words, Qt.TextElideMode.ElideMiddle, max(70, self.width() // (4 if narrow else 3))
         )
+        set_text(self.adapters, adapters)
+        set_text(self.drafting, short)
+        speed = first = context = ""
+        if figures is not None:
+            if figures.decode_tokens_per_s > 0:
+                speed = f"{figures.decode_tokens_per_s:.1f} {'t/s' if crowded else 'tokens/s'}"
+            if figures.time_to_first_token_s > 0 and not crowded:
+                first = f"first token {seconds(figures.time_to_first_token_s)}"
+            if figures.context_length > 0:
+                context = f"{figures.context_used:,} / {figures.context_length:,}"
+                dropped = f", {figures.dropped_tokens:,} dropped" if figures.dropped_tokens else ""
+                context += dropped if crowded else f" tokens{dropped}"
+        set_text(self.speed, speed)
+        set_text(self.first_token, first)
+        set_text(self.context, context)
+        self._gauge.setVisible(bool(context))
 
-    def show_figures(self, figures: Figures | None) -> None:
-        """Shows figures; None leaves the line empty."""
-        known = figures is not None and figures.context_length > 0
-        self._gauge.setVisible(known)
-        self.context.setVisible(known)
-        self.speed.setVisible(figures is not None and figures.decode_tokens_per_s > 0)
-        self.first_token.setVisible(figures is not None and figures.time_to_first_token_s > 0)
-        if figures is None:
-            return
-        self.speed.setText(f"{figures.decode_tokens_per_s:.1f} tokens/s")
-        self.first_token.setText(f"first token {seconds(figures.time_to_first_token_s)}")
-        if known:
-            dropped = f", {figures.dropped_tokens:,} dropped" if figures.dropped_tokens else ""
-            self.context.setText(f"{figures.context_used:,} / {figures.context_length:,} tokens{dropped}")
-            self._gauge.share = min(1.0, figures.context_used / figures.context_length)
-            self._gauge.update()
+
+def set_text(part: QLabel | QPushButton, text: str) -> None:
+    """Shows a text; an empty one takes no room."""
+    if part.text() != text:
+        part.setText(text)
+    part.setVisible(bool(text))
+
+
+def draft_words(figures: Figures) -> str:
+    """What guessing gained, as a phrase; empty where nothing was guessed."""
+    if figures.drafting_paused:
+        return "paused, it does not pay at present"
+    if not figures.drafted_tokens:
+        return ""
+    words = f"{figures.accepted_tokens / figures.drafted_tokens:.0%} of {figures.drafted_tokens:,} guesses accepted"
+    if figures.draft_gain is not None:
+        words += f", {figures.draft_gain:.2f} times as fast as without"
+    return words
+
+
+def draft_short(figures: Figures, narrow: bool) -> str:
+    """The same in a few words."""
+    if figures.drafting_paused:
+        return "guessing paused" if narrow else "guessing paused: does not pay"
+    if not figures.drafted_tokens:
+        return ""
+    words = f"{figures.accepted_tokens / figures.drafted_tokens:.0%}" + ("" if narrow else " accepted")
+    return (
+        words if figures.draft_gain is None else f"{words} · {figures.draft_gain:.1f}×" + ("" if narrow else " as fast")
+    )
 
 
 def seconds(value: float) -> str:
@@ -116,4 +168,6 @@ def answer_line(figures: Figures) -> str:
         parts.append("1 token" if figures.generated_tokens == 1 else f"{figures.generated_tokens} tokens")
     if figures.decode_tokens_per_s > 0:
         parts.append(f"{figures.decode_tokens_per_s:.1f} tokens/s")
+    if figures.drafted_tokens:
+        parts.append(f"{figures.accepted_tokens} of them guessed")
     return " · ".join(parts)

@@ -53,6 +53,8 @@ class MessageControl(QObject):
         # What is added to the options of new chats, and how a chat goes on without adapters.
         self.new_chat_options: Callable[[ChatOptions], ChatOptions] = lambda options: options
         self.without_adapters: Callable[[], None] = lambda: None
+        self.without_guesses: Callable[[], None] = lambda: None
+        self.about_to_ask: Callable[[], None] = lambda: None
         window = desk.window
         window.composer.sent.connect(self.send)
         window.composer.resent.connect(self.resend)
@@ -130,6 +132,7 @@ class MessageControl(QObject):
         for key in ("answer", "context", "action", "no-model"):
             self._window.notices.dismiss(key)
         self._window.toast.hide()
+        self.about_to_ask()
         try:
             do()
         except RealmError as error:
@@ -317,6 +320,9 @@ class MessageControl(QObject):
         if "adapter" in event.sentence.lower() and session is not None and session.options.adapter_uses():
             ways.insert(0, Way("Answer without adapters", self._answer_without_adapters, primary=True))
             ways[1] = Way("Try again", self.regenerate)
+        if "draft model" in event.sentence.lower() and session is not None and session.options.draft is not None:
+            ways.insert(0, Way("Answer without guessing", self._answer_without_guesses, primary=True))
+            ways[1] = Way("Try again", self.regenerate)
         model = self._desk.service.model
         if model is None:
             ways = list(self._models.no_model_ways())
@@ -330,6 +336,10 @@ class MessageControl(QObject):
 
     def _answer_without_adapters(self) -> None:
         self.without_adapters()
+        self.regenerate()
+
+    def _answer_without_guesses(self) -> None:
+        self.without_guesses()
         self.regenerate()
 
     def _use_plain_template(self) -> None:

@@ -11,7 +11,9 @@ from app.desktop.blocks import BlockWidget, RuleBlock, TableBlock, TextBlock, ga
 from app.desktop.code_block import HEAD, PAD_Y, CodeBlock
 from app.desktop.markdown import Block, Code, MarkdownDocument, PlainText, Rule, Table, block_text, plain_blocks
 from app.desktop.message_view import ACTION_ROW, BUBBLE_X, BUBBLE_Y, MARGIN, MessageView
+from app.desktop.text_box import utf16_ranges
 from app.desktop.theme import Themes
+from app.desktop.tint import MessageTint, Ranges
 
 PARSE_SLICE = 1500
 """Characters of a stored message that are parsed at a time: a few milliseconds' work."""
@@ -29,6 +31,7 @@ class MessageData:
 
     note: a faint line below it ("Stopped"). problem: whether the note tells of a failure.
     figures: a faint line beside the actions ("45.1 tokens/s").
+    drafted: the parts of `text` that were guessed and accepted, as (start, end) in characters.
     """
 
     id: int
@@ -39,6 +42,7 @@ class MessageData:
     problem: bool = False
     figures: str = ""
     activity: str = ""
+    drafted: Ranges = ()
 
 
 class MessageItem:
@@ -59,6 +63,8 @@ class MessageItem:
         self._unparsed = "" if self._plain is not None else data.text
         self._finished = data.streaming or self._plain is not None
         self._bubble_width = 0
+        self._tint = MessageTint()
+        self.tinted = False
         if self._plain is not None:
             self.heights = [None] * len(self._plain)
 
@@ -130,6 +136,25 @@ class MessageItem:
         del self.heights[len(blocks) :]
         self.heights += [None] * (len(blocks) - len(self.heights))
         self._clean = min(self._clean, first)
+
+    # Tint
+
+    def set_tinted(self, tinted: bool) -> None:
+        """Whether accepted guesses are tinted."""
+        self.tinted = tinted
+        if not tinted:
+            for widget in self.widgets.values():
+                widget.set_tint(())
+
+    def advance_tint(self, deadline: float) -> bool:
+        """Finds out some more of what is to be tinted, and shows it; returns whether all of it is known."""
+        if not self.tinted or not self.data.drafted or self.bubble:
+            return True
+        texts = [block_text(block) for block in self.blocks]
+        done = self._tint.advance(texts, self.data.text, self.data.drafted, deadline)
+        for index, widget in self.widgets.items():
+            widget.set_tint(utf16_ranges(texts[index], self._tint.ranges(index)))
+        return done
 
     # Geometry
 

@@ -20,6 +20,7 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
+from app.desktop.controls import Segments
 from app.desktop.icons import icon
 from app.desktop.model_service import ModelService, model_name
 from app.desktop.theme import Themes
@@ -123,17 +124,15 @@ class Row(QPushButton):
     ) -> None:
         super().__init__(parent)
         self.setObjectName("row")
-        self.setProperty("current", current)
         self.setCursor(Qt.CursorShape.PointingHandCursor)
-        self.setAccessibleName(f"{title}. {detail}" + (" (current)" if current else ""))
-        theme = themes.current
+        self._themes = themes
+        self._picture = picture
+        self._words = f"{title}. {detail}"
         line = QHBoxLayout(self)
         line.setContentsMargins(10, 7, 10, 7)
         line.setSpacing(11)
-        ratio = self.devicePixelRatio()
-        image = QLabel(self)
-        image.setPixmap(icon(picture, theme.accent if current else theme.text_soft).pixmap(QSize(18, 18), ratio))
-        line.addWidget(image, 0, Qt.AlignmentFlag.AlignVCenter)
+        self._image = QLabel(self)
+        line.addWidget(self._image, 0, Qt.AlignmentFlag.AlignVCenter)
         column = QVBoxLayout()
         column.setSpacing(1)
         name = QLabel(self)
@@ -149,12 +148,27 @@ class Row(QPushButton):
             more.setWordWrap(len(detail) > 50)
             column.addWidget(more)
         line.addLayout(column, 1)
-        if current:
-            mark = QLabel(self)
-            mark.setPixmap(icon("check", theme.accent).pixmap(QSize(16, 16), ratio))
-            line.addWidget(mark)
+        self._mark = QLabel(self)
+        self._mark.setPixmap(icon("check", themes.current.accent).pixmap(QSize(16, 16), self.devicePixelRatio()))
+        line.addWidget(self._mark)
+        self.current = not current
+        self.set_current(current)
         for child in self.findChildren(QLabel):
             child.setAttribute(Qt.WidgetAttribute.WA_TransparentForMouseEvents)
+
+    def set_current(self, current: bool) -> None:
+        """Marks this row as the one that holds, or takes the mark away."""
+        if current == self.current:
+            return
+        self.current = current
+        theme = self._themes.current
+        color = theme.accent if current else theme.text_soft
+        self._image.setPixmap(icon(self._picture, color).pixmap(QSize(18, 18), self.devicePixelRatio()))
+        self._mark.setVisible(current)
+        self.setAccessibleName(self._words + (" (current)" if current else ""))
+        self.setProperty("current", current)
+        self.style().unpolish(self)
+        self.style().polish(self)
 
     def sizeHint(self) -> QSize:
         layout = self.layout()
@@ -195,6 +209,15 @@ class ModelPopup(QWidget):
         outer.addWidget(self._card)
         inner = QVBoxLayout(self._card)
         inner.setContentsMargins(3, 3, 3, 3)
+        inner.setSpacing(0)
+        self.tab = "model"
+        # The page for guessing ahead belongs to draft_control.py, which says when it has to be built anew.
+        self.make_draft_page: Callable[[], QWidget] = QWidget
+        self.draft_shape: Callable[[], object] = lambda: None
+        self.tabs = Segments((("model", "Model", "Model and device"), ("draft", "Draft", "Guessing ahead")), self.tab)
+        self.tabs.chosen.connect(self.show_tab)
+        self.tabs.setContentsMargins(12, 10, 12, 2)
+        inner.addWidget(self.tabs, 0, Qt.AlignmentFlag.AlignLeft)
         self._scroll = QScrollArea(self._card)
         self._scroll.setWidgetResizable(True)
         self._scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
@@ -202,7 +225,7 @@ class ModelPopup(QWidget):
         self._bar: QProgressBar | None = None
         self._stage: QLabel | None = None
         self._shape: tuple[object, ...] = ()
-        service.changed.connect(self._refresh)
+        service.changed.connect(self.refresh)
 
     def open_below(self, anchor: QWidget) -> None:
         """Opens under a widget, inside of the screen."""
@@ -220,7 +243,15 @@ class ModelPopup(QWidget):
         else:
             super().keyPressEvent(event)
 
-    def _refresh(self) -> None:
+    def show_tab(self, tab: str) -> None:
+        """Turns to "model" or "draft"."""
+        self.tab = tab
+        self.tabs.set_value(tab)
+        if self.isVisible():
+            self._rebuild()
+
+    def refresh(self) -> None:
+        """Builds the open page anew if what it shows has changed."""
         if not self.isVisible():
             return
         if self._shape_now() != self._shape:
@@ -230,6 +261,8 @@ class ModelPopup(QWidget):
 
     def _shape_now(self) -> tuple[object, ...]:
         service = self._service
+        if self.tab == "draft":
+            return ("draft", self.draft_shape(), self._themes.current)
         return (
             service.model, service.loading, service.fetching is not None, tuple(service.models), service.device,
             tuple(service.devices), self._themes.current,
@@ -237,31 +270,47 @@ class ModelPopup(QWidget):
 
     def _rebuild(self) -> None:
         self._shape = self._shape_now()
+        self._bar = self._stage = None
+        self._put(self.make_draft_page() if self.tab == "draft" else self._model_page())
+        self._show_progress()
+
+    def _model_page(self) -> QWidget:
         service = self._service
         page = QWidget()
         page.setObjectName("popupPage")
         column = QVBoxLayout(page)
         column.setContentsMargins(10, 12, 10, 10)
         column.setSpacing(2)
-        self._bar = self._stage = None
         if service.loading is not None or service.fetching is not None:
             self._add_progress(column)
         elif service.model is not None:
             self._add_current(column, service.model)
         self._add_models(column)
         self._add_devices(column)
+        return page
+
+    def _put(self, page: QWidget) -> None:
         old = self._scroll.takeWidget()
         if old is not None:
             old.deleteLater()
         self._scroll.setWidget(page)
         page.setAutoFillBackground(False)  # the card's round corners stay in sight
-        wish = page.sizeHint().height() + 4
-        limit = max(260, self._window.height() - 90)
-        self._scroll.setFixedHeight(min(wish, limit))
+        self.fit()
+
+    def fit(self) -> None:
+        """Gives the page the height that it wants, as far as the window reaches."""
+        page = self._scroll.widget()
+        if page is None:
+            return
         width = min(POPUP_WIDTH, max(280, self._window.width() - 40))
+        limit = max(220, self._window.height() - 130)
+        wish = _height_for(page, width - 8)
+        if wish > limit:
+            wish = _height_for(page, width - 8 - self._scroll.verticalScrollBar().sizeHint().width())
+        page.setMinimumHeight(wish)
+        self._scroll.setFixedHeight(min(wish, limit))
         self._card.setFixedWidth(width)
         self.adjustSize()
-        self._show_progress()
 
     def _heading(self, column: QVBoxLayout, text: str, space: int = 10) -> None:
         column.addSpacing(space)
@@ -382,6 +431,12 @@ class ModelPopup(QWidget):
             do()
 
         return run
+
+
+def _height_for(page: QWidget, width: int) -> int:
+    layout = page.layout()
+    assert layout is not None
+    return layout.heightForWidth(width) if layout.hasHeightForWidth() else layout.sizeHint().height()
 
 
 def progress_text(service: ModelService) -> tuple[str, float | None]:

@@ -39,6 +39,8 @@ class EngineLike(Protocol):
     def submit(self, request: GenerateRequest) -> Any: ...
     def set_adapters(self, stream: Any, adapters: Sequence[AdapterUse]) -> Any: ...
     def check_adapter(self, path: Path) -> Any: ...
+    def load_draft(self, path: Path, options: LoadOptions) -> Any: ...
+    def unload_draft(self) -> Any: ...
     def status(self) -> EngineStatus: ...
     def close(self) -> None: ...
 
@@ -83,6 +85,7 @@ class ModelService(QObject):
         self.context_length: int | None = None
         self.fetching: tuple[int, int] | None = None
         self.loading: Path | None = None
+        self._folder: Path | None = None
         self._fetch_cancel: threading.Event | None = None
         self._job: Any = None
         self._poll = QTimer(self, interval=POLL_MS)
@@ -170,10 +173,10 @@ class ModelService(QObject):
     # Lists
 
     def find_models(self, folder: Path | None = None) -> None:
-        """Looks for the files of the models folder and the recent ones."""
+        """Looks for the files of the models folder (the one named last) and the recent ones."""
         from app.paths import models_dir
 
-        where = folder or models_dir()
+        where = self._folder = folder or self._folder or models_dir()
         recent = list(self.recent)
         self._background.run_long(lambda: known_models(where, recent), self._take_models, _log_failure)
 

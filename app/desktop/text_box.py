@@ -15,6 +15,7 @@ from PySide6.QtGui import QColor, QFont, QFontMetricsF, QPainter, QTextCharForma
 
 from app.desktop.markdown import Span
 from app.desktop.theme import Themes
+from app.desktop.tint import Ranges
 
 LINE_SEPARATOR = "\u2028"
 
@@ -22,6 +23,19 @@ LINE_SEPARATOR = "\u2028"
 def utf16_length(text: str) -> int:
     """How many units Qt counts for a text."""
     return len(text) if text.isascii() else len(text.encode("utf-16-le", "surrogatepass")) // 2
+
+
+def utf16_ranges(text: str, ranges: Ranges) -> Ranges:
+    """Ranges of characters as ranges of Qt's positions."""
+    if text.isascii() or not ranges:
+        return ranges
+    result, place, units = [], 0, 0
+    for start, end in ranges:
+        units += utf16_length(text[place:start])
+        begin, units = units, units + utf16_length(text[start:end])
+        result.append((begin, units))
+        place = end
+    return tuple(result)
 
 
 def utf16_slice(text: str, start: int, end: int) -> str:
@@ -60,6 +74,8 @@ class TextBox:
         self.width = -1.0
         self.height = 0.0
         self.layouts = 0
+        self._breaks = 0  # how often lines were broken, for whatever reason
+        self._tinted: tuple[object, list[QRectF]] = (None, [])
         self._natural = -1.0
         self._code: list[tuple[int, int]] = []
         self._links: list[tuple[int, int, str]] = []
@@ -134,6 +150,7 @@ class TextBox:
     def _lay_out(self, width: float, count: bool = True) -> None:
         self.width = width
         self.layouts += count
+        self._breaks += 1
         layout = self._layout
         layout.beginLayout()
         y = 0.0
@@ -178,8 +195,40 @@ class TextBox:
             rects.append(QRectF(min(left, right), top, abs(right - left), self.line_step))
         return rects
 
-    def draw(self, painter: QPainter, x: float, y: float, selection: tuple[int, int] | None = None) -> None:
-        """Draws at a place; `selection` is a range of positions to mark."""
+    def tint_rects(self, tint: Ranges) -> list[QRectF]:
+        """Rectangles that cover ranges of positions, which ascend. They are kept until ranges or lines change."""
+        key = (tint, self._breaks)
+        if self._tinted[0] != key:
+            self._tinted = (key, self._find_tint_rects(tint))
+        return self._tinted[1]
+
+    def _find_tint_rects(self, tint: Ranges) -> list[QRectF]:
+        rects: list[QRectF] = []
+        inset = (self.line_step - self.style.px * 1.4) / 2
+        first = 0
+        for index in range(self.line_count):
+            line = self._line(index)
+            start, end = line.textStart(), line.textStart() + line.textLength()
+            top = line.y() - (self.line_step - line.height()) / 2 + inset
+            while first < len(tint) and tint[first][1] <= start:
+                first += 1
+            place = first
+            while place < len(tint) and tint[place][0] < end:
+                left, right = cursor_x(line, max(start, tint[place][0])), cursor_x(line, min(end, tint[place][1]))
+                if left != right:
+                    rects.append(QRectF(min(left, right), top, abs(right - left), self.line_step - 2 * inset))
+                place += 1
+        return rects
+
+    def draw(
+        self,
+        painter: QPainter,
+        x: float,
+        y: float,
+        selection: tuple[int, int] | None = None,
+        tint: Ranges = (),
+    ) -> None:
+        """Draws at a place; `selection` is a range of positions to mark, `tint` those of accepted guesses."""
         if self._code:
             painter.save()
             painter.setPen(Qt.PenStyle.NoPen)
@@ -188,6 +237,13 @@ class TextBox:
             for start, end in self._code:
                 for rect in self.range_rects(start, end):
                     painter.drawRoundedRect(rect.translated(x, y).adjusted(-1.5, inset, 1.5, -inset), 4, 4)
+            painter.restore()
+        if tint:
+            painter.save()
+            painter.setPen(Qt.PenStyle.NoPen)
+            painter.setBrush(self._themes.color("drafted"))
+            for rect in self.tint_rects(tint):
+                painter.drawRoundedRect(rect.translated(x, y).adjusted(-1, 0, 1, 0), 3, 3)
             painter.restore()
         if selection is not None and selection[1] > selection[0]:
             for rect in self.range_rects(*selection):

@@ -38,6 +38,7 @@ class Theme:
     warning: str
     warning_soft: str
     selection: str
+    drafted: str  # behind what was guessed and accepted
     code_ground: str
     code_head: str
     inline_code: str
@@ -79,6 +80,7 @@ LIGHT = Theme(
     warning="#8a5a00",
     warning_soft="#fbf1dc",
     selection="#c5e2d6",
+    drafted="#dfe7fa",
     code_ground="#f7f7f3",
     code_head="#efefe9",
     inline_code="#ededE6",
@@ -116,6 +118,7 @@ DARK = Theme(
     warning="#e2b565",
     warning_soft="#382e1b",
     selection="#2f5b4b",
+    drafted="#2b3650",
     code_ground="#161816",
     code_head="#202320",
     inline_code="#323632",

@@ -68,6 +68,7 @@ class Transcript(QAbstractScrollArea):
         self._drag.timeout.connect(self._scroll_while_selecting)
         self._drag_at = QPoint()
         self._selecting = False
+        self._tinted = False
         self._parser = QTimer(self, interval=0)
         self._parser.timeout.connect(self._parse_some)
         self.verticalScrollBar().setSingleStep(26)
@@ -90,7 +91,7 @@ class Transcript(QAbstractScrollArea):
         for item in self.items:
             item.drop_view()
         self._selection.clear()
-        self.items[:] = [MessageItem(message, self.themes) for message in messages]
+        self.items[:] = [self._new_item(message) for message in messages]
         self._stick = True
         self.relayout()
 
@@ -99,7 +100,7 @@ class Transcript(QAbstractScrollArea):
         place = len(self.items)
         while place > 0 and self.items[place - 1].data.id > message.id:
             place -= 1
-        self.items.insert(place, MessageItem(message, self.themes))
+        self.items.insert(place, self._new_item(message))
         if place + 1 < len(self.items):
             self._selection.clear()
             if not self._stick and self._anchor[0] >= place:
@@ -116,7 +117,7 @@ class Transcript(QAbstractScrollArea):
         if not message.text.startswith(item.data.text):
             index = self.items.index(item)
             item.drop_view()
-            self.items[index] = MessageItem(message, self.themes)
+            self.items[index] = self._new_item(message)
             self._selection.clear()
             self.relayout()
             return
@@ -144,6 +145,19 @@ class Transcript(QAbstractScrollArea):
                 kept.append(item)
         self.items[:] = kept
         self.relayout()
+
+    def _new_item(self, message: MessageData) -> MessageItem:
+        item = MessageItem(message, self.themes)
+        item.set_tinted(self._tinted)
+        return item
+
+    def set_tinted(self, tinted: bool) -> None:
+        """Whether accepted guesses are tinted."""
+        if tinted != self._tinted:
+            self._tinted = tinted
+            for item in self.items:
+                item.set_tinted(tinted)
+            self.relayout()
 
     def item(self, message_id: int) -> MessageItem | None:
         """The message of an id, or None."""
@@ -174,7 +188,8 @@ class Transcript(QAbstractScrollArea):
         if not self._stick and self._anchor[1] < 0:
             self._take_anchor()  # the message had no blocks yet; now it has
         self._update_latest_button()
-        if self._unparsed_visible():
+        tinted = not self._tinted or self._advance_tint(perf_counter() + SLICE_S / 2)
+        if self._unparsed_visible() or not tinted:
             self._parser.start()
 
     def _place(self) -> None:
@@ -308,10 +323,15 @@ class Transcript(QAbstractScrollArea):
     def _unparsed_visible(self) -> bool:
         return any(not item.parsed for item in self.items if item.view is not None)
 
+    def _advance_tint(self, deadline: float) -> bool:
+        shown = [item for item in self.items if item.view is not None]
+        return all(item.advance_tint(deadline) for item in shown)
+
     def _parse_some(self) -> None:
         waiting = [item for item in self.items if item.view is not None and not item.parsed]
         if not waiting:
-            self._parser.stop()
+            if not self._tinted or self._advance_tint(perf_counter() + SLICE_S):
+                self._parser.stop()
             return
         deadline = perf_counter() + SLICE_S
         for item in waiting:

@@ -11,6 +11,7 @@ from PySide6.QtWidgets import (
     QHBoxLayout,
     QMainWindow,
     QProgressBar,
+    QSizePolicy,
     QStackedWidget,
     QToolButton,
     QVBoxLayout,
@@ -82,7 +83,7 @@ class MainWindow(QMainWindow):
         self._build_centre()
         self.toast = Toast(self.centre)
         self.popup = ModelPopup(themes, service, self)
-        self.model_button.clicked.connect(self.open_model_popup)
+        self.model_button.clicked.connect(lambda: self.open_model_popup("model"))
         self.sidebar.hide_wanted.connect(self.toggle_sidebar)
         self.sidebar.settings_wanted.connect(self.settings_wanted)
         service.changed.connect(self._show_model)
@@ -151,7 +152,7 @@ class MainWindow(QMainWindow):
             ("Ctrl+,", self.settings_wanted.emit),
             ("Ctrl+B", self.toggle_sidebar),
             ("Ctrl+F", self._search),
-            ("Ctrl+M", self.open_model_popup),
+            ("Ctrl+M", lambda: self.open_model_popup("model")),
             ("Ctrl+R", self.regenerate_wanted.emit),
             ("Ctrl+Shift+C", self.copy_answer_wanted.emit),
             ("Ctrl+L", self.composer.text.setFocus),
@@ -179,11 +180,16 @@ class MainWindow(QMainWindow):
 
     def show_transcript(self, shown: bool) -> None:
         """Shows the transcript, or the welcome page while a chat is empty."""
+        # The page that is not shown must not claim room: in a small window notices would be squeezed.
+        policy = QSizePolicy.Policy.Ignored if shown else QSizePolicy.Policy.Preferred
+        self.welcome.setSizePolicy(QSizePolicy.Policy.Preferred, policy)
         self.stack.setCurrentWidget(self.transcript if shown else self.welcome)
 
-    def open_model_popup(self) -> None:
-        """Opens what can be done with models and devices."""
+    def open_model_popup(self, tab: str = "") -> None:
+        """Opens what can be done with models and devices, or the page of guessing ahead ("draft")."""
         self.service.find_models()
+        if tab:
+            self.popup.show_tab(tab)
         self.popup.open_below(self.model_button)
 
     def _show_model(self) -> None:

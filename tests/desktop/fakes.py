@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from engine.api import (
     AdapterInfo,
     AdapterUse,
     DeviceInfo,
+    DraftInfo,
+    DraftKind,
     EngineState,
     EngineStatus,
     Failed,
@@ -124,6 +127,9 @@ class FakeEngine:
         self.device = GPU
         self.notes: tuple[str, ...] = ()
         self.closed = False
+        self.drafts: list[Path | None] = []  # loaded, or None for unloaded
+        self.draft_errors: list[Exception] = []
+        self.speeds: dict[str, float] = {}  # tokens per second without guesses (""), by n-gram, and with each draft
         self.adapter_errors: dict[str, Exception] = {}
         self.adapter_changes: list[tuple[AdapterUse, ...]] = []
         self.change_at_once = True
@@ -155,6 +161,26 @@ class FakeEngine:
     def status(self) -> EngineStatus:
         return self._status
 
+    def load_draft(self, path: Path, options: LoadOptions) -> FakeJob:
+        self.drafts.append(path)
+        job = FakeJob()
+        self.jobs.append(job)
+        if self.draft_errors:
+            job.fail(self.draft_errors.pop(0))
+        else:
+            info = DraftInfo(path, path.stem, self.device, 90_000_000, 20_000_000)
+            self._status = replace(self._status, draft=info)
+            job.value = info
+            job.finish()
+        return job
+
+    def unload_draft(self) -> FakeJob:
+        self._status = replace(self._status, draft=None)
+        self.drafts.append(None)
+        job = FakeJob()
+        job.finish()
+        return job
+
     def check_adapter(self, path: Path) -> FakeJob:
         """An adapter that fits, unless `adapter_errors` has its name."""
         job = FakeJob()
@@ -177,7 +203,16 @@ class FakeEngine:
     def submit(self, request: GenerateRequest) -> Stream:
         self.requests.append(request)
         stream = Stream()
-        answer = self.answers.pop(0) if self.answers else "Fine."
+        if request.draft is None:
+            key = ""
+        else:
+            key = "ngram" if request.draft.kind is DraftKind.NGRAM else Path(str((self.drafts or [None])[-1])).stem
+        answer = self.answers.pop(0) if self.answers and not request.ignore_eos else "Fine."
+        if key in self.speeds:
+            measured = replace(figures(5), decode_tokens_per_s=self.speeds[key])
+            if key:
+                measured = replace(measured, drafted_tokens=40, accepted_tokens=28)
+            answer = [measured, *(answer if isinstance(answer, list) else [answer])]
         pieces = [answer[i : i + 7] for i in range(0, len(answer), 7)] if isinstance(answer, str) else answer
         threading.Thread(target=self._answer, args=(stream, pieces), daemon=True).start()
         return stream

@@ -322,6 +322,98 @@ def adapters(stage: Stage):
     return settings(stage, "adapters")
 
 
+def with_drafts(stage: Stage) -> None:
+    """Two models that fit as drafts and one that does not."""
+    from engine.drafts.fit import DraftFit
+
+    service = stage.controller.service
+    folder = service.models[0].path.parent
+    fits = {
+        "SmolLM2-135M-Instruct.Q2_K.gguf": DraftFit(True, ""),
+        "SmolLM2-360M-Instruct.Q4_K_M.gguf": DraftFit(
+            True, "17 tokens that are padding or added in only one of the two are never guessed."
+        ),
+        "Mistral-7B-Instruct-v0.3.Q4_K_M.gguf": DraftFit(
+            False, "Token 1 is '<|im_start|>' in the model, but '<s>' in the draft (32768 tokens differ)."
+        ),
+    }
+    drafts = stage.controller.drafts.drafts
+    for size, (name, fit) in enumerate(fits.items(), 1):
+        with (folder / name).open("wb") as file:
+            file.truncate(size * 52_000_000)
+        key = (service.models[0].path, folder / name, size * 52_000_000)
+        drafts._asked.add(key)
+        drafts._fits[key] = fit
+    service.recent = [str(service.models[0].path), *(str(folder / name) for name in fits)]
+    service.find_models(folder)
+    stage.until(lambda: len(service.models) == 4)
+
+
+def draft(stage: Stage, tab: str = "draft"):
+    with_drafts(stage)
+    stage.window.open_model_popup(tab)
+    stage.settle(0.2)
+    return stage.window.popup
+
+
+def draft_measuring(stage: Stage):
+    with_drafts(stage)
+    stage.ask("Explain binary search.")
+    stage.answered()
+    stage.engine.pause = 0.4
+    stage.controller.drafts.find_fastest()
+    stage.settle(1.2)
+    stage.window.open_model_popup("draft")
+    stage.settle(0.2)
+    return stage.window.popup
+
+
+def draft_measured(stage: Stage):
+    with_drafts(stage)
+    stage.ask("Explain binary search.")
+    stage.answered()
+    stage.engine.speeds = {
+        "": 21.3, "ngram": 30.9, "SmolLM2-135M-Instruct.Q2_K": 33.4, "SmolLM2-360M-Instruct.Q4_K_M": 18.2,
+    }  # fmt: skip
+    stage.controller.drafts.find_fastest()
+    stage.until(lambda: bool(stage.controller.drafts.drafts.results))
+    stage.window.open_model_popup("draft")
+    stage.settle(0.3)
+    return stage.window.popup
+
+
+def tinted(stage: Stage) -> None:
+    """An answer of which two thirds were guessed, with adapters and figures in the footer."""
+    from dataclasses import replace
+
+    from app.conversation import AdapterChoice
+    from engine.api import DraftKind, DraftOptions
+    from tests.desktop.fakes import Guess, figures
+
+    folder = stage.controller.service.models[0].path.parent
+    (folder / "pirate-speech.gguf").touch()
+    stage.controller.adapters.set_choices([AdapterChoice(folder / "pirate-speech.gguf", 0.8)])
+    stage.controller.drafts._set(DraftOptions(DraftKind.NGRAM))
+    stage.controller.drafts.set_tint(True)
+    stage.settle(0.3)
+    pieces = [ANSWER[i : i + 5] for i in range(0, len(ANSWER), 5)]
+    measured = replace(
+        figures(212), drafted_tokens=180, accepted_tokens=131, draft_gain=1.62, dropped_tokens=0, generated_tokens=212
+    )
+    stage.engine.answers[0] = [measured, *(Guess(p) if i % 7 < 4 else p for i, p in enumerate(pieces))]
+    stage.ask("Explain binary search and show it in Python.")
+    stage.answered()
+    stage.window.transcript.verticalScrollBar().setValue(0)
+
+
+def context_full(stage: Stage) -> None:
+    from engine.api import StopReason
+
+    stage.engine.answers[0] = ["The story goes on and on, and", StopReason.CONTEXT]
+    stage.ask("Tell me a very long story.")
+    stage.answered()
+
+
 def fetching(stage: Stage) -> None:
     stage.controller.models.fetch_starter()
 
@@ -360,6 +452,11 @@ STATES: dict[str, Callable[[Stage], object]] = {
     "settings-sampling": lambda stage: settings(stage, "sampling"),
     "adapters-none": lambda stage: settings(stage, "adapters"),
     "adapters": adapters,
+    "draft": draft,
+    "draft-measuring": draft_measuring,
+    "draft-measured": draft_measured,
+    "tinted": tinted,
+    "context-full": context_full,
     "editing": editing,
     "sidebar": sidebar,
     "deleted": deleted,
