@@ -25,7 +25,7 @@ static inline __attribute__((always_inline)) void T(scales)(
     const int16 large = (e - 1) << 23, small = (e + 1) << 21;
     scale[0] = __builtin_astype(large > small ? large : small, float16);
 #elif SCALES == S_UE4M3
-    for (int j = 0; j < 32 / SUB; j++) {
+    _Pragma("unroll") for (int j = 0; j < 32 / SUB; j++) {
         // half precision has the same fields with more bits, and another bias
         const short16 h = __builtin_convertvector(load_uchar16(r + 16 * (first + j)), short16) << (short16)(7);
         scale[j] = 128.0f * half16_to_float(h);
@@ -35,7 +35,7 @@ static inline __attribute__((always_inline)) void T(scales)(
 #if SCALES != S_K
     const float16 dmin = FACTOR * load_half16(r + RECORD_BYTES - 32);
 #endif
-    for (int j = 0; j < 32 / SUB; j++) {
+    _Pragma("unroll") for (int j = 0; j < 32 / SUB; j++) {
 #if SCALES == S_K
         scale[j] = d * to_float(__builtin_convertvector(__builtin_astype(load_uchar16(r + 16 * (first + j)), char16), int16));
 #elif SCALES == S_KM
@@ -162,7 +162,7 @@ static void T(unpack_panel)(const __global uchar *group, int blocks, int first, 
     for (int b = 0; b < count; b++) {
         int16 w[8];
         UNPACK(group + (long)(first + b) * BLOCK_BYTES, w, WORDS16)
-        for (int i = 0; i < 8; i++) {
+        _Pragma("unroll") for (int i = 0; i < 8; i++) {
             panel->w[16 * b + 2 * i] = less_offset(w[i] & 0x00ff00ff, OFFSET);
             panel->w[16 * b + 2 * i + 1] = less_offset((w[i] >> 8) & 0x00ff00ff, OFFSET);
         }

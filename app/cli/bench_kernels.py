@@ -39,10 +39,10 @@ def run_kernels(args: argparse.Namespace) -> int:
 
     def report(measured: KernelTime) -> None:
         times.append(measured)
-        bar.update(len(times) / len(cases), _name(measured.case))
+        bar.update(len(times) / len(cases), str(measured.case))
 
     try:
-        bar.update(0.0, _name(cases[0]))
+        bar.update(0.0, str(cases[0]))
         _, peaks = measure_kernels(cases, device, report)
     finally:
         bar.clear()
@@ -88,7 +88,7 @@ def kernel_table(times: Sequence[KernelTime], peaks: Peaks, where: str) -> str:
     head = ("kernel", "rows", "ms", "GB/s", "GMAC/s", "share")
     body = [
         (
-            _name(t.case),
+            str(t.case),
             str(t.case.rows),
             f"{t.seconds * 1e3:.3f}",
             f"{t.bytes_per_s / 1e9:.1f}",
@@ -135,14 +135,6 @@ def _cases(args: argparse.Namespace, rows: list[int]) -> list[KernelCase]:
     if not cases:
         raise RequestError("None of these types has blocks that fit these shapes.", "Take multiples of 256 columns.")
     return cases
-
-
-def _name(case: KernelCase) -> str:
-    if case.kernel == "product":
-        return f"{case.type} {case.outputs}x{case.inputs}"
-    if case.kernel == "attention":
-        return f"attention {case.heads}/{case.kv_heads} heads of {case.inputs // case.heads}, context {case.context}"
-    return f"norm {case.inputs}"
 
 
 def _type(name: str) -> str:

@@ -24,6 +24,8 @@ FIRST_TYPES = (
 BEYOND_CACHES = 128 << 20
 """Bytes of weights that few rows go through before they come to the same again, so that no cache serves them."""
 
+MOST_COPIES = 1024
+
 FEW_ROWS = 16
 
 Kernel = Literal["product", "attention", "norm"]
@@ -47,6 +49,14 @@ class KernelCase:
     context: int = 0
     heads: int = 0
     kv_heads: int = 0
+
+    def __str__(self) -> str:
+        if self.kernel == "product":
+            return f"{self.type} {self.outputs}x{self.inputs}"
+        if self.kernel == "attention":
+            width = self.inputs // self.heads
+            return f"attention {self.heads}/{self.kv_heads} heads of {width}, context {self.context}"
+        return f"norm {self.inputs}"
 
     @property
     def multiply_adds(self) -> int:
@@ -153,7 +163,11 @@ def _copies(case: KernelCase) -> int:
     """How often one step has the kernel: for few rows each time with other weights, none of them in a cache."""
     if case.kernel == "product":
         size = case.outputs * QuantType.by_name(case.type).row_bytes(case.inputs)
-        return max(2, BEYOND_CACHES // size) if case.rows < FEW_ROWS else 1 + (1 << 22) // (case.outputs * case.inputs)
+        return (
+            max(2, min(MOST_COPIES, BEYOND_CACHES // size))
+            if case.rows < FEW_ROWS
+            else 1 + (1 << 22) // (case.outputs * case.inputs)
+        )
     if case.kernel == "attention":
         return 8
     return 64

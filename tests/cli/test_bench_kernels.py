@@ -13,6 +13,11 @@ from engine.measure import KernelCase, KernelTime, Peaks, measure_kernels, other
 from .conftest import Realm
 
 
+@pytest.fixture(autouse=True)
+def _small_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.measure.kernels.BEYOND_CACHES", 1 << 16)
+
+
 def test_products_are_timed(realm: Realm) -> None:
     result = realm(
         *("bench", "--kernels", "--types", "Q4_0,q4_k", "--shapes", "64x256,32x96", "--rows", "1,20"),

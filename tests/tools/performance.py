@@ -1,18 +1,18 @@
 """Measures Realm beside llama.cpp and beside what memory allows; `make bench`.
 
-    python -m tests.tools.performance [MODEL ...] [--peer PYTHON] [--write docs/performance.md]
+    python -m tests.tools.performance [MODEL ...] [--peer PYTHON] [--kernels] [--write docs/performance.md]
 
 MODEL: GGUF files; the starter model where none is given. --peer (or REALM_PEER_PYTHON): a Python that has llama_cpp;
 without one only Realm is measured. Runs alternate, Realm and the peer by turns, each in a process that stays loaded;
 medians and the ratios of neighbouring runs are reported. Share: of the read bandwidth that the device showed when the
-model was loaded, weights alone counted.
+model was loaded, weights alone counted. --kernels: times each kernel alone too. Rates are compared with those of the
+run recorded on this machine, and what is more than 10 % slower is marked; --accept takes the slower ones as the record.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -23,9 +23,13 @@ from pathlib import Path
 import numpy as np
 
 from app.hub.starter import fetch_starter
-from engine.api import LoadOptions
+from engine.api import DeviceInfo, LoadOptions
 from engine.batch import KV_BLOCK, Batch, LoadedModel
+from engine.devices import choose_device
 from engine.loader import load_model
+from engine.measure import KernelTime, Peaks, measure_kernels, other_cases, product_cases
+from engine.measure.kernels import FIRST_TYPES
+from tests.tools.bench_records import Change, Setting, compare_and_record, processor_name
 
 
 class Ours:
@@ -119,8 +123,7 @@ class Pair:
 class Result:
     name: str
     quantisation: str
-    device: str
-    variants: str
+    device: DeviceInfo
     load_s: float
     bandwidth: float | None
     bytes_per_token: int
@@ -149,8 +152,7 @@ def measure(path: Path, device: str, peer_python: str | None, repetitions: int, 
     result = Result(
         path.name,
         ours.info.quantisation,
-        ours.info.device.name,
-        ", ".join(ours.info.device.variants),
+        ours.info.device,
         ours.load_s,
         ours.model.read_bandwidth(),
         ours.model.weight_bytes_per_token,
@@ -173,24 +175,47 @@ def table(results: list[Result]) -> str:
             share = "-"
             if what.startswith("decode") and r.bandwidth:
                 share = f"{mine * r.bytes_per_token / r.bandwidth:.0%}"
-            where = "numpy" if r.device.startswith("numpy") else r.variants.split(", ")[0]
+            where = "numpy" if r.device.id == "numpy" else r.device.variants[0]
             lines.append(f"| {r.name} | {where} | {what} | {mine:.1f} | {peers} | {ratio} | {share} |")
     return "\n".join(lines)
 
 
+def kernel_page(times: list[KernelTime], peaks: Peaks, device: DeviceInfo) -> str:
+    """A section of the page: each kernel alone."""
+    limits = ", ".join(
+        f"{what} {value / 1e9:.1f} {unit}"
+        for what, value, unit in (
+            ("reading", peaks.bandwidth, "GB/s"),
+            ("integer products", peaks.integer, "GMAC/s"),
+            ("float32 products", peaks.floating, "GMAC/s"),
+        )
+        if value
+    )
+    lines = [
+        "## Kernels",
+        "",
+        f"Each alone on made-up weights ({device.name}, {', '.join(device.variants)}), the shortest of several runs,",
+        "as `realm bench --kernels` times them. Share: of the device's own limit that is nearer, measured in the same",
+        f"run ({limits}).",
+        "",
+        "| Kernel | Rows | ms | GB/s | GMAC/s | Share |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for t in times:
+        share = peaks.share(t)
+        adds = f"{t.multiply_adds_per_s / 1e9:.1f}" if t.case.multiply_adds else "-"
+        lines.append(
+            f"| {t.case} | {t.case.rows} | {t.seconds * 1e3:.3f} | {t.bytes_per_s / 1e9:.1f} | {adds} | "
+            f"{'-' if share is None else format(share, '.0%')} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def page(results: list[Result], repetitions: int, command: str) -> str:
     bandwidth = next((r.bandwidth for r in results if r.bandwidth), None)
-    processor = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                processor = line.partition(":")[2].strip()
-                break
-    except OSError:
-        pass
     return f"""# Performance
 
-Written by `{command}` on {time.strftime("%Y-%m-%d")}. {processor}, {os.cpu_count()} cores, \
+Written by `{command}` on {time.strftime("%Y-%m-%d")}. {processor_name()}, {os.cpu_count()} cores, \
 {"read bandwidth " + format(bandwidth / 1e9, ".1f") + " GB/s (best of five reads of the weights)" if bandwidth else ""}.
 Medians of {repetitions} runs that alternate between Realm and llama.cpp (llama-cpp-python, CPU, as many threads as
 cores); the ratio is the median of the ratios of neighbouring runs. Prefill: a prompt of 512 random tokens. Decode: 64
@@ -202,6 +227,26 @@ Load times (warm page cache): {", ".join(f"{r.name} {r.load_s:.2f} s" for r in r
 """
 
 
+def _setting(device: DeviceInfo, model: str) -> Setting:
+    variants = ", ".join(device.variants)
+    return Setting(processor_name(), os.cpu_count() or 1, device.name, device.driver, variants, model)
+
+
+def _recorded(results: list[Result], kernels: list[KernelTime], device: DeviceInfo, accept: bool) -> list[Change]:
+    """Compares all that was measured with what was recorded here, and records it."""
+    changes = []
+    for r in results:
+        rates = {f"{what}, tokens/s": statistics.median(pair.ours) for what, pair in r.pairs.items()}
+        changes += [
+            Change(f"{r.name} {c.what}", c.before, c.now, c.version)
+            for c in compare_and_record(_setting(r.device, r.name), rates, accept=accept)
+        ]
+    if kernels:
+        rates = {f"{t.case}, {t.case.rows} rows, per second": 1 / t.seconds for t in kernels}
+        changes += compare_and_record(_setting(device, "kernels"), rates, accept=accept)
+    return changes
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", type=Path)
@@ -210,6 +255,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--numpy", action="store_true", help="measure the first model on numpy too")
     parser.add_argument("-r", "--repetitions", type=int, default=5)
     parser.add_argument("--decode-at", type=int, nargs="*", default=[1, 512])
+    parser.add_argument("--kernels", action="store_true", help="time each kernel alone too")
+    parser.add_argument("--accept", action="store_true", help="record also what became slower")
     parser.add_argument("--write", type=Path)
     options = parser.parse_args(arguments)
     models = options.models or [fetch_starter()]
@@ -217,8 +264,23 @@ def main(arguments: list[str] | None = None) -> int:
     if options.numpy:
         results.append(measure(models[0], "numpy", None, options.repetitions, [1]))
     print(table(results))
+    device = choose_device(options.device)
+    times: list[KernelTime] = []
+    written = page(results, options.repetitions, "make bench")
+    if options.kernels:
+        rows = (1, 4, 16, 256)
+        cases = [*product_cases(FIRST_TYPES, [(4096, 4096)], rows), *other_cases(rows)]
+        times, peaks = measure_kernels(cases, device, lambda _: None)
+        section = kernel_page(times, peaks, device)
+        print("\n" + section)
+        written += "\n" + section
+    changes = _recorded(results, times, device, options.accept)
+    print("\n".join(["Since the recorded run on this machine:", *map(str, changes)]) if changes else "Recorded.")
+    slower = sum(change.is_slower for change in changes)
+    if slower:
+        print(f"{slower} of {len(changes)} are more than 10 % slower.")
     if options.write:
-        options.write.write_text(page(results, options.repetitions, "make bench"), encoding="utf-8")
+        options.write.write_text(written, encoding="utf-8")
     return 0
 
 
