@@ -26,6 +26,8 @@ from engine.backends.opencl.lowering import (
     padded16,
     padded32,
 )
+from engine.backends.opencl.memory import address_of
+from engine.backends.opencl.memory import allocate as allocate_buffer
 from engine.backends.opencl.platforms import devices
 from engine.backends.opencl.segments import cut_attention, whole_tiles
 from engine.backends.opencl.source import step_source
@@ -275,10 +277,9 @@ class OpenCLModel:
         self._in_words = HEADER_WORDS + own + TILE_WORDS * (self.max_rows + PARTIAL_SLOTS) + rope_words + lora
 
     def _allocate(self) -> None:
-        import pyopencl as cl
 
         def allocate(size: int) -> Any:
-            buffer = cl.Buffer(self._on.context, cl.mem_flags.READ_WRITE, max(size, 64))
+            buffer = allocate_buffer(self._on, max(size, 64))
             self._buffers.append(buffer)
             return buffer
 
@@ -339,14 +340,7 @@ class OpenCLModel:
         queue.finish()
 
     def _address(self, buffer: Any) -> int:
-        """Where a buffer lies in memory: on a CPU it stays there for its lifetime."""
-        import pyopencl as cl
-
-        out = np.zeros(1, np.int64)
-        result = cl.Buffer(self._on.context, cl.mem_flags.WRITE_ONLY, 8)
-        cl.Kernel(self._tools, "address_of")(self._on.queue, (1,), (1,), buffer, result)
-        cl.enqueue_copy(self._on.queue, out, result)
-        return int(out[0])
+        return address_of(self._on, buffer)
 
     def _measure_bandwidth(self) -> float:
         """Bytes per second of plain reading, over the weights themselves (or 64 MiB where they are smaller)."""
@@ -356,7 +350,7 @@ class OpenCLModel:
         source, size = max(zip(self._weights.buffers, self._weights.sizes, strict=True), key=lambda b: b[1])
         temporary = None
         if size < at_least:
-            temporary = cl.Buffer(self._on.context, cl.mem_flags.READ_WRITE, at_least)
+            temporary = allocate_buffer(self._on, at_least)
             cl.enqueue_fill_buffer(self._on.queue, temporary, np.ones(1, np.int32), 0, at_least)
             source, size = temporary, at_least
         groups = 4 * self._on.workers
@@ -383,8 +377,6 @@ class _Replay:
 
 
 _TOOLS = """
-__kernel void address_of(__global const uchar *buffer, __global long *out) { *out = (long)buffer; }
-
 __kernel void read_all(__global const int16 *data, long n, __global int16 *out)
 {
     const long i = get_global_id(0), groups = get_global_size(0);

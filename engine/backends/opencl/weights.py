@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from engine.backends.opencl import gpu_source
 from engine.backends.opencl.formats import FORMATS, GROUP
+from engine.backends.opencl.memory import allocate
 from engine.backends.opencl.platforms import Device
 from engine.backends.opencl.source import repack_source
 from engine.batch import Progress
@@ -80,7 +81,7 @@ class DeviceWeights:
         import pyopencl as cl
 
         context, queue = self.device.context, self.device.queue
-        self.buffers = [cl.Buffer(context, cl.mem_flags.READ_WRITE, size) for size in self.sizes]
+        self.buffers = [allocate(self.device, size) for size in self.sizes]
         names = self.format_names()
         if self.on_gpu:
             program = self.device.build(gpu_source.repack_source(names), [])

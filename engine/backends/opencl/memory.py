@@ -1,0 +1,51 @@
+"""Memory of a CPU device: where a buffer lies, and large pages for it.
+
+Linux gives a program pages of 4 KB unless it asks for larger ones (where transparent_hugepage is "madvise", as most
+distributions have it). Reading weights from pages of 2 MB is 10 to 20 % faster: the processor fetches ahead within a
+page only, and looks up fewer of them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from engine.backends.opencl.platforms import Device
+
+LARGE_PAGE = 2 << 20
+
+_MADV_HUGEPAGE = 14
+
+
+def allocate(device: Device, size: int) -> Any:
+    """A buffer of so many bytes, in large pages where that helps. Raises pyopencl.MemoryError."""
+    import pyopencl as cl
+
+    buffer = cl.Buffer(device.context, cl.mem_flags.READ_WRITE, size)
+    if device.executor == "persistent" and size >= 2 * LARGE_PAGE and sys.platform == "linux":
+        start = -(-address_of(device, buffer) // LARGE_PAGE) * LARGE_PAGE
+        end = (address_of(device, buffer) + size) // LARGE_PAGE * LARGE_PAGE
+        # an advice: where it is not taken, pages stay small
+        madvise = ctypes.CDLL(None).madvise
+        madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), ctypes.c_int(_MADV_HUGEPAGE))
+    return buffer
+
+
+def address_of(device: Device, buffer: Any) -> int:
+    """Where a buffer lies in this process's memory: on a CPU it stays there for its lifetime."""
+    import pyopencl as cl
+
+    out = np.zeros(1, np.int64)
+    result = cl.Buffer(device.context, cl.mem_flags.WRITE_ONLY, 8)
+    cl.Kernel(_program(device), "address_of")(device.queue, (1,), (1,), buffer, result)
+    cl.enqueue_copy(device.queue, out, result)
+    return int(out[0])
+
+
+@cache
+def _program(device: Device) -> Any:
+    return device.build("__kernel void address_of(__global const uchar *b, __global long *out) { *out = (long)b; }")
