@@ -48,10 +48,12 @@ class SettingsControl(QObject):
             self._chats.session.options if self._chats.session is not None else self._desk.preferences.chat_options()
         )
         values = SettingsValues(
-            self._desk.themes.choice, self._desk.service.device, self._desk.service.context_length, options
-        )
+            self._desk.themes.choice, self._desk.service.device, self._desk.service.context_length, options,
+            self._desk.store.sessions.budget_bytes if self._desk.store is not None else 0,
+        )  # fmt: skip
         dialog = SettingsDialog(self._desk.themes, values, self._desk.service.devices, self._desk.window)
         dialog.saved.connect(self.apply_settings)
+        dialog.clear_wanted.connect(self._clear_sessions)
         dialog.finished.connect(self._settings_closed)
         self.dialog = dialog
         self._adapters.attach(dialog.rack)
@@ -59,12 +61,27 @@ class SettingsControl(QObject):
         dialog.tabs[page].setFocus()
         dialog.resize(min(dialog.width(), max(400, self._desk.window.width())), dialog.height())
         dialog.show()
+        self._look_at_sessions()
 
     def _settings_closed(self) -> None:
         if self.dialog is not None:
             self._adapters.detach()
             self.dialog.deleteLater()
             self.dialog = None
+
+    def _look_at_sessions(self) -> None:
+        store = self._desk.store
+        if store is not None:
+            self._desk.background.run_long(lambda: store.sessions.used_bytes, self._show_session_use)
+
+    def _show_session_use(self, used: int) -> None:
+        if self.dialog is not None:
+            self.dialog.show_session_use(used)
+
+    def _clear_sessions(self) -> None:
+        store = self._desk.store
+        if store is not None:
+            self._desk.background.run(lambda: store.sessions.keep_only(()), lambda _none: self._look_at_sessions())
 
     def apply_settings(self, values: SettingsValues) -> None:
         """Makes the settings hold: at once, for the open chat, and for what comes."""
@@ -77,6 +94,11 @@ class SettingsControl(QObject):
             options = replace(values.options, adapters=session.options.adapters, draft=session.options.draft)
             if options != session.options:
                 self._messages.set_options(session, options)
+        store = self._desk.store
+        if store is not None and values.session_budget != store.sessions.budget_bytes:
+            self._desk.background.run(
+                lambda: store.set_session_budget(values.session_budget), None, self._chats.saving_failed
+            )
         moved = (values.device, values.context_length) != (self._desk.service.device, self._desk.service.context_length)
         self._desk.service.device, self._desk.service.context_length = values.device, values.context_length
         self._desk.preferences.set("device", values.device)

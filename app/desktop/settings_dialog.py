@@ -24,12 +24,13 @@ from PySide6.QtWidgets import (
 from app.conversation import ChatOptions
 from app.desktop.adapter_rack import AdapterRack
 from app.desktop.controls import Page, Segments, combo, spin
-from app.desktop.model_popup import device_title
+from app.desktop.model_popup import device_title, file_size
 from app.desktop.sampling_page import SamplingPage
 from app.desktop.theme import Themes
 from engine.api import ContextPolicy, DeviceInfo
 
 CONTEXT_CHOICES = (1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
+BUDGETS = ((0, "None"), *((gib << 30, f"{gib} GiB") for gib in (1, 2, 4, 8, 16, 32)))
 POLICIES = (
     (ContextPolicy.STOP, "Stop", "The answer ends there."),
     (ContextPolicy.DROP_OLDEST, "Drop oldest turns",
@@ -47,6 +48,7 @@ class SettingsValues:
     device: str
     context_length: int | None
     options: ChatOptions
+    session_budget: int = 0  # bytes of disk for the saved caches of chats; 0 keeps none
 
 
 class SettingsDialog(QDialog):
@@ -54,6 +56,7 @@ class SettingsDialog(QDialog):
     adapters act at once; whoever opens the dialog listens to `rack`."""
 
     saved = Signal(object)
+    clear_wanted = Signal()  # the saved caches of chats
 
     def __init__(
         self, themes: Themes, values: SettingsValues, devices: Sequence[DeviceInfo], parent: QWidget | None = None
@@ -177,8 +180,38 @@ class SettingsDialog(QDialog):
             self.context_length.addItem(f"{values.context_length:,} tokens", values.context_length)
         self.context_length.setCurrentIndex(max(0, self.context_length.findData(values.context_length)))
         page.field("Context length", "How much text fits into a chat. More takes more memory.", self.context_length)
+        self._add_sessions(page, values.session_budget)
         page.column.addStretch(1)
         return page
+
+    def _add_sessions(self, page: Page, budget: int) -> None:
+        page.section("Saved chats", "What was computed for a chat is kept on disk, so that a long one goes on at once.")
+        self.session_budget = combo(self._themes)
+        for size, title in BUDGETS:
+            self.session_budget.addItem(title, size)
+        if self.session_budget.findData(budget) < 0:
+            self.session_budget.addItem(file_size(budget), budget)
+        self.session_budget.setCurrentIndex(self.session_budget.findData(budget))
+        page.field(
+            "Room on disk", "When it is full, the chats that were not used for longest go first.", self.session_budget
+        )
+        row = QHBoxLayout()
+        self.session_use = QLabel()
+        self.session_use.setObjectName("fieldHint")
+        row.addWidget(self.session_use, 1)
+        self.clear_button = QPushButton("Clear")
+        self.clear_button.setAutoDefault(False)
+        self.clear_button.setAccessibleName("Clear the saved caches of all chats")
+        self.clear_button.setToolTip("The chats themselves stay; the next answer in each takes longer to begin")
+        self.clear_button.clicked.connect(self.clear_wanted)
+        row.addWidget(self.clear_button)
+        page.column.addLayout(row)
+        self.show_session_use(None)
+
+    def show_session_use(self, used: int | None) -> None:
+        """Shows how many bytes are taken; None while that is not known."""
+        self.session_use.setText("" if used is None else f"{file_size(used)} in use" if used else "Nothing is kept yet")
+        self.clear_button.setEnabled(bool(used))
 
     def _answers(self, options: ChatOptions) -> Page:
         page = Page()
@@ -221,7 +254,10 @@ class SettingsDialog(QDialog):
             sampling=self.sampling.value(),
             context_policy=ContextPolicy(self.context_policy.value),
         )
-        return SettingsValues(self.theme.value, self.device.currentData(), self.context_length.currentData(), options)
+        return SettingsValues(
+            self.theme.value, self.device.currentData(), self.context_length.currentData(), options,
+            self.session_budget.currentData(),
+        )  # fmt: skip
 
     def _restore(self) -> None:
         defaults = ChatOptions()

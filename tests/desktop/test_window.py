@@ -499,6 +499,26 @@ def test_settings_outlive_the_window(open_stage, stage):
     again.controller.desk.themes.choose("light")
 
 
+def test_saved_caches_have_a_budget_and_can_be_cleared(stage):
+    store = stage.controller.desk.store
+    store.sessions.path.mkdir()
+    stage.ask("one")
+    kept = stage.engine.requests[-1].session
+    assert kept is not None
+    kept.write_bytes(bytes(3_000_000))
+    stage.controller.settings.open_settings()
+    dialog = stage.controller.settings.dialog
+    stage.until(lambda: dialog.session_use.text() == "3 MB in use")
+    stage.qtbot.mouseClick(dialog.clear_button, Qt.MouseButton.LeftButton)
+    stage.until(lambda: dialog.session_use.text() == "Nothing is kept yet")
+    assert not kept.exists()
+    dialog.session_budget.setCurrentIndex(dialog.session_budget.findData(0))
+    dialog.save()
+    stage.until(lambda: store.sessions.budget_bytes == 0)
+    stage.ask("two")
+    assert stage.engine.requests[-1].session is None
+
+
 def test_a_new_context_length_loads_the_model_again(stage):
     loads = len(stage.engine.loads)
     stage.controller.settings.open_settings()
