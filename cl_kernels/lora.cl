@@ -49,10 +49,16 @@ static inline void lora_expand(const __global char *row, int is_float, int k, in
     for (int b = 0; b < n / 32; b++) {
         const __global char *q = row + (long)(from / 32 + b) * 64;
         const float scale = scales[from / 32 + b];
-        for (int half_ = 0; half_ < 2; half_++) {
-            const int16 high = __builtin_convertvector(vload16(0, q + 16 * half_), int16);
-            const int16 low = __builtin_convertvector(vload16(0, q + 32 + 16 * half_), int16);
-            vstore16(scale * to_float((high << 7) + low), 0, out + 32 * b + 16 * half_);
+        for (int part = 0; part < 2; part++) {
+#ifdef REALM_BYTES
+            const int16 high = __builtin_convertvector(vload16(0, q + 16 * part), int16);
+            const int16 low = __builtin_convertvector(vload16(0, q + 32 + 16 * part), int16);
+            const int16 x = (high << 7) + low;
+#else
+            const short16 mixed = load_short16(q + 32 * part);
+            const int16 x = __builtin_convertvector(mixed.s021346578a9bcedf, int16);
+#endif
+            vstore16(scale * to_float(x), 0, out + 32 * b + 16 * part);
         }
     }
 }

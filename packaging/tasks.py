@@ -85,7 +85,7 @@ def bench(arguments: list[str]) -> int:
     environment.ensure("run")
     provide_for_pocl()
     _fetch_starter()
-    return _become([environment.python(), "-m", "tests.tools.performance", "--numpy", "--kernels", *arguments])
+    return _become([environment.python(), "-m", "tests.tools.performance", "--numpy", "--kernels", "--lora", *arguments])
 
 
 def package(arguments: list[str]) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 from app.cli.answers import answer_request
 from app.cli.bench_kernels import add_kernel_arguments, run_kernels
 from app.cli.bench_load import run_load
+from app.cli.bench_lora import add_adapter_arguments, run_adapters
 from app.cli.memory import peak_memory_bytes
 from app.cli.models import loaded_engine, wait_for
 from app.cli.options import add_device_arguments, add_json_argument, add_model_argument
@@ -49,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--load", action="store_true", help="measure opening and loading instead; a file with a vocabulary only will do"
     )
     add_kernel_arguments(parser)
+    add_adapter_arguments(parser)
     add_device_arguments(parser, context=False)
     add_json_argument(parser)
 
@@ -60,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
         raise RequestError("There is nothing to measure.", "Name a model with --model, or measure with --kernels.")
     if args.load:
         return run_load(args)
+    if args.lora or args.lora_rank:
+        return run_adapters(args)
     n_prompt, n_decode, repetitions = args.prompt_tokens, args.decode_tokens, args.repetitions
     bar = ProgressBar("bench")
     context = max(n_prompt + 1, n_decode + 2, *(depth + n_decode + 1 for depth in args.depth), _LEAST_CONTEXT)

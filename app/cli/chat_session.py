@@ -14,12 +14,13 @@ from typing import Any
 
 from app.cli.answers import figures_line
 from app.cli.models import load, model_path
-from app.cli.options import grammar_text, sampling_params, schema_of, stop_strings
+from app.cli.options import adapter_uses, grammar_text, sampling_params, schema_of, stop_strings
 from app.cli.prompt import LineSource, read_message
 from app.cli.stream_options import context_policy
 from app.cli.terminal import ProgressBar, bytes_text, is_terminal, printable, say, styled, write_answer
 from app.conversation import (
     ActionFailed,
+    AdapterChoice,
     AnswerFailed,
     AnswerFinished,
     AnswerText,
@@ -164,6 +165,9 @@ class ChatSession:
         options = replace(before, sampling=sampling_params(self._options, before.sampling))
         if "max_tokens" in self._options:
             options = replace(options, max_tokens=self._options["max_tokens"])
+        if "lora" in self._options:
+            choices = tuple(AdapterChoice(use.path.absolute(), use.strength) for use in adapter_uses(self._options))
+            options = replace(options, adapters=choices)
         if "stop" in self._options:
             options = replace(options, stop=stop_strings(self._options))
         options = replace(options, grammar=grammar_text(self._options), json_schema=schema_of(self._options))

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
+from dataclasses import asdict
 from typing import Any
 
-from app.cli.models import open_file
+from app.cli.models import STARTER, open_file
 from app.cli.options import add_json_argument
 from app.cli.terminal import bytes_text, count_text, printable, table, write_json
+from engine.adapters import is_adapter, read_adapter
 from engine.architectures import is_encoder, read_pooling
 from engine.gguf import GGUFFile
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Says what is in a model file: architecture, size, tensor types, vocabulary, template."
-    parser.add_argument("model", metavar="MODEL", help="path of a GGUF file, or the name starter")
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="path of a GGUF file, the name starter, or a LoRA adapter (a file or PEFT folder)",
+    )
     parser.add_argument("--tensors", action="store_true", help="list the tensors too")
     add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.model != STARTER and is_adapter(args.model):
+        return _adapter_info(args)
     with open_file(args.model) as file:
         facts = model_facts(file)
         tensors = tensor_facts(file) if args.tensors else None
@@ -36,6 +44,42 @@ def run(args: argparse.Namespace) -> int:
         rows = [["tensor", "type", "shape", "size"]]
         rows += [[t["name"], t["type"], " x ".join(map(str, t["shape"])), bytes_text(t["bytes"])] for t in tensors]
         print(table(rows))
+    return 0
+
+
+def _adapter_info(args: argparse.Namespace) -> int:
+    adapter = read_adapter(args.model)
+    info = adapter.info
+    facts = {
+        **asdict(info),
+        "path": str(info.path),
+        "targets": list(info.targets),
+        "notes": list(info.notes),
+    }
+    matrices = [
+        {"name": name, "rank": low.rank, "scale": low.scale, "a": list(low.a.shape), "b": list(low.b.shape)}
+        for name, low in adapter.matrices.items()
+    ]
+    if args.json:
+        write_json({"adapter": facts} | ({"tensors": matrices} if args.tensors else {}))
+        return 0
+    rows = [
+        ("adapter", str(info.path)),
+        ("name", info.name),
+        ("kind", {"gguf": "LoRA in a GGUF file", "peft": "LoRA as PEFT saves it"}[info.kind]),
+        ("architecture", info.architecture),
+        ("trained on", info.base_model),
+        ("rank", str(info.rank)),
+        ("alpha", f"{info.alpha:g}, so that strength 1 multiplies by {info.scale:g}"),
+        ("acts on", f"{', '.join(info.targets)} ({info.n_matrices} matrices)"),
+        ("size", bytes_text(info.size_bytes)),
+        *(("note", note) for note in info.notes),
+    ]
+    print(table([[label, printable(value)] for label, value in rows if value]))
+    if args.tensors:
+        print()
+        head = ["tensor", "rank", "scale", "A", "B"]
+        print(table([head, *([str(m[key]) for key in ("name", "rank", "scale", "a", "b")] for m in matrices)]))
     return 0
 
 

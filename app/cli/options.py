@@ -11,7 +11,7 @@ from typing import Any
 
 from app.cli.input import checked_messages, file_text, token_ids, whole_text
 from app.cli.stream_options import context_policy, session_path
-from engine.api import KV_TYPES, GenerateRequest, SamplingParams
+from engine.api import KV_TYPES, AdapterUse, GenerateRequest, SamplingParams
 from engine.errors import RequestError
 
 NEUTRAL = SamplingParams()
@@ -56,6 +56,7 @@ _REQUEST_OPTIONS = (
     "context_policy",
     "priority",
     "session",
+    "lora",
 )
 REQUEST_NAMES = frozenset((*_REQUEST_OPTIONS, *(field.name for field in fields(SamplingParams))))
 
@@ -90,6 +91,17 @@ def add_device_arguments(parser: argparse.ArgumentParser, *, context: bool = Tru
         default=KV_TYPES[0],
         help="what keys and values are kept as: q8_0 takes about half the memory of f16 and q4_0 a quarter, and long "
         "contexts are read as much faster (default f16)",
+    )
+
+
+def add_lora_argument(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--lora",
+        action="append",
+        metavar="PATH[:STRENGTH]",
+        default=argparse.SUPPRESS,
+        help="let a LoRA adapter act: a GGUF file, a PEFT folder or its safetensors file; strength 1 is as it was "
+        "trained (repeatable: they act together)",
     )
 
 
@@ -169,6 +181,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser, *, ignore_eos: bool 
         default=argparse.SUPPRESS,
         help="end the answer before this text (repeatable)",
     )
+    add_lora_argument(group)
     if ignore_eos:
         group.add_argument(
             "--ignore-eos", action="store_true", default=argparse.SUPPRESS, help="go on when the model would stop"
@@ -238,6 +251,7 @@ def generate_request(options: Mapping[str, Any]) -> GenerateRequest:
         stop=stop_strings(options),
         ignore_eos=_flag("ignore_eos", options.get("ignore_eos", False)),
         plain_template=_flag("plain_template", options.get("plain_template", False)),
+        adapters=adapter_uses(options),
         answer_so_far=whole_text(so_far),
         grammar=grammar_text(options),
         json_schema=schema_of(options),
@@ -261,6 +275,31 @@ def schema_of(options: Mapping[str, Any]) -> Mapping[str, Any] | str | None:
     if schema is not None and not isinstance(schema, Mapping | str):
         raise RequestError("json_schema has to be a JSON schema, an object.")
     return schema
+
+
+def adapter_uses(options: Mapping[str, Any]) -> tuple[AdapterUse, ...]:
+    """The adapters of a request: PATH[:STRENGTH], or in JSON also {"path": ..., "strength": ...}, one or a list."""
+    given = options.get("lora", ())
+    items = given if isinstance(given, list | tuple) else [given]
+    return tuple(_adapter_use(item) for item in items)
+
+
+def _adapter_use(item: Any) -> AdapterUse:
+    if isinstance(item, Mapping) and isinstance(item.get("path"), str) and set(item) <= {"path", "strength"}:
+        return AdapterUse(Path(item["path"]), _number("The strength of an adapter", item.get("strength", 1.0), float))
+    if not isinstance(item, str) or not item:
+        raise RequestError('lora takes "PATH", "PATH:STRENGTH", or objects {"path": "PATH", "strength": 0.5}.')
+    path, colon, strength = item.rpartition(":")
+    if not colon or not path:
+        return AdapterUse(Path(item))
+    try:
+        return AdapterUse(Path(path), float(strength))
+    except ValueError:
+        if "/" in strength or "\\" in strength or Path(item).exists():  # the colon was that of a drive, or a name's
+            return AdapterUse(Path(item))
+        raise RequestError(
+            f"{strength!r} after {path} is no strength.", "Write PATH:0.5, or PATH alone for 1."
+        ) from None
 
 
 def stop_strings(options: Mapping[str, Any]) -> tuple[str, ...]:

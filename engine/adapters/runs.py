@@ -33,7 +33,9 @@ def adapter_runs(batch: Batch) -> tuple[list[Run], list[Run]]:
 
 def _runs(batch: Batch, sequences: NDArray[np.int32]) -> list[Run]:
     runs: list[Run] = []
-    starts = [0, *(np.flatnonzero(np.diff(sequences)) + 1).tolist()] if len(sequences) else []
+    if not len(sequences):
+        return []
+    starts = [0, *(np.flatnonzero(np.diff(sequences)) + 1).tolist()]
     for first, last in zip(starts, [*starts[1:], len(sequences)], strict=True):
         uses = batch.adapters[sequences[first]]
         if not uses:

@@ -14,7 +14,7 @@ from typing import BinaryIO
 from engine.errors import RealmError
 from engine.quants import QuantType
 
-_UINT16, _UINT32, _INT32 = 2, 4, 5
+_UINT16, _UINT32, _INT32, _FLOAT32, _STRING = 2, 4, 5, 6, 8
 _CODES = {_UINT16: "<H", _UINT32: "<I", _INT32: "<i"}
 
 
@@ -42,6 +42,14 @@ def uint32_key(key: str, value: int) -> bytes:
 
 def int32_key(key: str, value: int) -> bytes:
     return _integer_key(key, _INT32, value)
+
+
+def float32_key(key: str, value: float) -> bytes:
+    return _string(key) + struct.pack("<If", _FLOAT32, value)
+
+
+def string_key(key: str, value: str) -> bytes:
+    return _string(key) + struct.pack("<I", _STRING) + _string(value)
 
 
 def _integer_key(key: str, value_type: int, value: int) -> bytes:

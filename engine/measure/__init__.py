@@ -1,5 +1,6 @@
 """Measurements of a loaded model: logits, perplexity and speed."""
 
+from engine.measure.adapters import AdapterCost, measure_adapters
 from engine.measure.compare import Comparison, compare_models, percentile
 from engine.measure.kernels import KernelCase, KernelTime, Peaks, measure_kernels, other_cases, product_cases
 from engine.measure.logits import check_tokens, forward_chunks, logits_of
@@ -7,6 +8,7 @@ from engine.measure.perplexity import Perplexity, PerplexityProgress, chunk_toke
 from engine.measure.speed import Speed, fill_cache, measure_decode, measure_prefill, random_tokens
 
 __all__ = [
+    "AdapterCost",
     "Comparison",
     "KernelCase",
     "KernelTime",
@@ -20,6 +22,7 @@ __all__ = [
     "fill_cache",
     "forward_chunks",
     "logits_of",
+    "measure_adapters",
     "measure_decode",
     "measure_kernels",
     "measure_perplexity",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from app.cli.options import REQUEST_NAMES, add_sampling_arguments, generate_request, given_options, sampling_params
-from engine.api import GenerateRequest, SamplingParams
+from engine.api import AdapterUse, GenerateRequest, SamplingParams
 from engine.errors import RequestError
 
 
@@ -23,7 +24,7 @@ def test_every_field_of_a_request_can_be_given() -> None:
     names = {field.name for kind in (GenerateRequest, SamplingParams) for field in fields(kind)} - {"sampling"}
     of_their_own = {"adapters", "draft"}  # not settings of one answer
 
-    assert names - of_their_own <= REQUEST_NAMES <= names
+    assert names - of_their_own <= REQUEST_NAMES <= names | {"lora"}  # which names adapters
 
 
 def test_nothing_given_is_the_default() -> None:
@@ -171,3 +172,31 @@ def test_what_is_wrong_with_a_request_is_said(options: dict[str, Any], says: str
         generate_request(options)
 
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "path", "strength"),
+    [
+        ("a.gguf", "a.gguf", 1.0),
+        ("a.gguf:0.5", "a.gguf", 0.5),
+        ("folder/b:-1e-1", "folder/b", -0.1),
+        (r"C:\models\a.gguf", r"C:\models\a.gguf", 1.0),
+        (r"C:\models\a.gguf:2", r"C:\models\a.gguf", 2.0),
+        ("D:/a", "D:/a", 1.0),
+        ({"path": "a:1", "strength": 0}, "a:1", 0.0),
+    ],
+)
+def test_an_adapter_is_a_path_and_perhaps_a_strength(given: object, path: str, strength: float) -> None:
+    assert generate_request({"prompt": "Hi", "lora": given}).adapters == (AdapterUse(Path(path), strength),)
+
+
+def test_several_adapters_act_together() -> None:
+    options = from_command_line("--lora", "a:0.5", "--lora", "b")
+    uses = generate_request({"prompt": "Hi", **options}).adapters
+    assert uses == (AdapterUse(Path("a"), 0.5), AdapterUse(Path("b"), 1.0))
+
+
+@pytest.mark.parametrize("wrong", ["a.gguf:strong", "", 7, [None], {"file": "a"}, {"path": "a", "strength": "1"}])
+def test_what_is_no_adapter_is_told(wrong: object) -> None:
+    with pytest.raises(RequestError):
+        generate_request({"prompt": "Hi", "lora": wrong})

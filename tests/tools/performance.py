@@ -1,6 +1,6 @@
 """Measures Realm beside llama.cpp and beside what memory allows; `make bench`.
 
-    python -m tests.tools.performance [MODEL ...] [--peer PYTHON] [--kernels] [--write docs/performance.md]
+    python -m tests.tools.performance [MODEL ...] [--peer PYTHON] [--kernels] [--lora] [--write docs/performance.md]
 
 MODEL: GGUF files; the starter model where none is given. --peer (or REALM_PEER_PYTHON): a Python that has llama_cpp;
 without one only Realm is measured. Runs alternate, Realm and the peer by turns, each in a process that stays loaded;
@@ -19,9 +19,11 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from app.cli.bench_lora import adapters_measured, adapters_text
 from app.hub.starter import fetch_starter
 from engine.api import DeviceInfo, LoadOptions
 from engine.batch import KV_BLOCK, Batch, LoadedModel
@@ -211,6 +213,23 @@ def kernel_page(times: list[KernelTime], peaks: Peaks, device: DeviceInfo) -> st
     return "\n".join(lines) + "\n"
 
 
+def adapters_page(measured: dict[str, Any]) -> str:
+    """What `realm bench --lora-rank 16` measures."""
+    return "\n".join(
+        (
+            "## Adapters",
+            "",
+            "A random LoRA of rank 16 on all linear layers; sequences of the batch have one each. Steps with and without",
+            "take turns. `realm bench --lora-rank 16` measures it.",
+            "",
+            "```",
+            adapters_text(measured),
+            "```",
+            "",
+        )
+    )
+
+
 def page(results: list[Result], repetitions: int, command: str) -> str:
     bandwidth = next((r.bandwidth for r in results if r.bandwidth), None)
     return f"""# Performance
@@ -256,6 +275,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("-r", "--repetitions", type=int, default=5)
     parser.add_argument("--decode-at", type=int, nargs="*", default=[1, 512])
     parser.add_argument("--kernels", action="store_true", help="time each kernel alone too")
+    parser.add_argument("--lora", action="store_true", help="measure what adapters cost too")
     parser.add_argument("--accept", action="store_true", help="record also what became slower")
     parser.add_argument("--write", type=Path)
     options = parser.parse_args(arguments)
@@ -272,6 +292,10 @@ def main(arguments: list[str] | None = None) -> int:
         cases = [*product_cases(FIRST_TYPES, [(4096, 4096)], rows), *other_cases(rows)]
         times, peaks = measure_kernels(cases, device, lambda _: None)
         section = kernel_page(times, peaks, device)
+        print("\n" + section)
+        written += "\n" + section
+    if options.lora:
+        section = adapters_page(adapters_measured(str(models[0]), options.device, (), 16, 128, options.repetitions))
         print("\n" + section)
         written += "\n" + section
     changes = _recorded(results, times, device, options.accept)
