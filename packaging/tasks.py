@@ -85,7 +85,9 @@ def bench(arguments: list[str]) -> int:
     environment.ensure("run")
     provide_for_pocl()
     _fetch_starter()
-    return _become([environment.python(), "-m", "tests.tools.performance", "--numpy", "--kernels", "--lora", *arguments])
+    return _become(
+        [environment.python(), "-m", "tests.tools.performance", "--numpy", "--kernels", "--lora", *arguments]
+    )
 
 
 def package(arguments: list[str]) -> int:
