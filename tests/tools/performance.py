@@ -219,8 +219,8 @@ def adapters_page(measured: dict[str, Any]) -> str:
         (
             "## Adapters",
             "",
-            "A random LoRA of rank 16 on all linear layers; sequences of the batch have one each. Steps with and without",
-            "take turns. `realm bench --lora-rank 16` measures it.",
+            "A random LoRA of rank 16 on all linear layers; sequences of the batch have one each. Steps with and",
+            "without take turns. `realm bench --lora-rank 16` measures it.",
             "",
             "```",
             adapters_text(measured),
