@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any
 
 from app.cli.answers import answer_request
+from app.cli.bench_grammar import add_grammar_arguments, run_grammar
 from app.cli.bench_kernels import add_kernel_arguments, run_kernels
 from app.cli.bench_load import run_load
 from app.cli.bench_lora import add_adapter_arguments, run_adapters
@@ -49,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--load", action="store_true", help="measure opening and loading instead; a file with a vocabulary only will do"
     )
+    add_grammar_arguments(parser)
     add_kernel_arguments(parser)
     add_adapter_arguments(parser)
     add_device_arguments(parser, context=False)
@@ -64,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
         return run_load(args)
     if args.lora or args.lora_rank:
         return run_adapters(args)
+    if args.grammar:
+        return run_grammar(args)
     n_prompt, n_decode, repetitions = args.prompt_tokens, args.decode_tokens, args.repetitions
     bar = ProgressBar("bench")
     context = max(n_prompt + 1, n_decode + 2, *(depth + n_decode + 1 for depth in args.depth), _LEAST_CONTEXT)

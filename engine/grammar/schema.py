@@ -159,7 +159,10 @@ class _Converter:
         self._refuse(schema, _BEYOND_GRAMMARS, place)
         own = {key: value for key, value in schema.items() if key not in _ANNOTATIONS}
         if set(own) == {"$ref"}:
-            return self._visit(self._resolve(own["$ref"], place), self._ref_name(own["$ref"]), own["$ref"])
+            found = self._visit(self._resolve(own["$ref"], place), self._ref_name(own["$ref"]), own["$ref"])
+            if found == name:
+                self._fail(f"{own['$ref']} refers back to itself without an object or array between", place)
+            return found
         if len(own) == 1 and (key := next(iter(own))) in ("anyOf", "oneOf"):
             return self._union(
                 [

@@ -97,6 +97,15 @@ def test_regenerate_answers_the_same_message_again_and_undo_takes_that_back(chat
     assert "Undone." in result.err
 
 
+def test_a_grammar_holds_for_the_answers_of_this_run(chat) -> None:
+    chat("Hello", "Again", options=("-j", '{"enum": [1, 2]}'))
+    answers = [content.strip() for role, content in stored()[0] if role == "assistant"]
+    assert len(answers) == 2
+    assert set(answers) <= {"1", "2"}
+    chat("And now?", options=("--continue",))
+    assert stored()[0][-1][1].strip() not in ("1", "2")  # it is not kept with the chat
+
+
 def test_the_system_prompt_reaches_the_model(chat) -> None:
     plain = chat("Hello").out
     told = chat("Hello", options=("--system", "Answer in numbers only."))

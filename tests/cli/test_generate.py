@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -149,3 +150,61 @@ def test_impossible_requests_are_refused(realm: Realm, tiny_model: Path, argumen
 
     assert says in result.error
     assert result.json == {"error": result.error}
+
+
+def test_a_grammar_in_a_file_shapes_the_answer(realm: Realm, tiny_model: Path, tmp_path: Path) -> None:
+    grammar = tmp_path / "answer.gbnf"
+    grammar.write_text('root ::= "yes" | "no" ","? " " [0-9]{2}')
+    for flag in ("--grammar", "--grammar-file"):
+        answer = realm("generate", "--model", tiny_model, "--prompt", "Once", flag, grammar, *GREEDY).json
+        assert re.fullmatch("yes|no,? [0-9]{2}", answer["text"])
+        assert answer["stop_reason"] == "eos"
+
+
+def test_a_json_schema_shapes_the_answer(realm: Realm, tiny_model: Path, tmp_path: Path) -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}, "ok": {"type": "boolean"}}, "required": ["ok"]}
+    file = tmp_path / "schema.json"
+    file.write_text(json.dumps(schema))
+    command = ("generate", "--model", tiny_model, "--prompt", "Once", *GREEDY)
+    for flags in (("--json-schema", file), ("-jf", file), ("-j", json.dumps(schema))):
+        assert isinstance(json.loads(realm(*command, *flags).json["text"])["ok"], bool)
+    lines = [{"prompt": "Once", "json_schema": schema}, {"prompt": "Once", "grammar": 'root ::= "a"{3}'}]
+    requests = "\n".join(json.dumps(line) for line in lines)
+    jsonl = ("generate", "--model", tiny_model, "--jsonl", "--temperature", "0", "--device", "numpy")
+    first, second = realm(*jsonl, stdin=requests).lines
+    assert "ok" in json.loads(first["text"])
+    assert second["text"] == "aaa"
+
+
+def test_log_probabilities_are_told_for_each_token(realm: Realm, tiny_model: Path) -> None:
+    command = ("generate", "--model", tiny_model, "--prompt", "Once", "--max-tokens", 5, "--ignore-eos", *GREEDY)
+    answer = realm(*command, "--logprobs", 3).json
+    assert [entry["token"] for entry in answer["logprobs"]] == answer["tokens"]
+    for entry in answer["logprobs"]:
+        assert entry["top"][0] == {"token": entry["token"], "logprob": entry["logprob"]}
+        assert [other["logprob"] for other in entry["top"]] == sorted(
+            (o["logprob"] for o in entry["top"]), reverse=True
+        )
+        assert len(entry["top"]) == 3
+        assert entry["logprob"] < 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["-j", "{"], "is not JSON"),
+        (["-j", '{"type": "array", "uniqueItems": true}'], "uniqueItems cannot be enforced"),
+        (["--grammar", "no-such-file.gbnf"], "There is no file no-such-file.gbnf"),
+        (["-j", "{}", "--ignore-eos"], "cannot be ignored"),
+    ],
+)
+def test_grammars_that_cannot_be_used_are_refused(
+    realm: Realm, tiny_model: Path, arguments: list[str], says: str
+) -> None:
+    command = ("generate", "--model", tiny_model, "--prompt", "Once", "--device", "numpy")
+    assert says in realm(*command, *arguments).error
+
+
+def test_log_probabilities_need_json(realm: Realm, tiny_model: Path) -> None:
+    command = ("generate", "--model", tiny_model, "--prompt", "Once", "--device", "numpy")
+    assert "--json" in realm(*command, "--logprobs", 1).error

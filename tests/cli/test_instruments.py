@@ -179,6 +179,20 @@ def test_bench_of_loading(realm: Realm, tiny_model: Path, fixtures_dir: Path) ->
     assert "first token" not in plain.out
 
 
+def test_bench_of_grammars(realm: Realm, tiny_model: Path, fixtures_dir: Path) -> None:
+    command = ("bench", "--grammar", "-n", 12, "-r", 1, "--device", "numpy", "--json")
+    answer = realm(*command, "--model", tiny_model).json
+    assert answer["plain_us"] > 0
+    assert answer["later_answers_us"] > 0
+    assert answer["speed_with_schema"] > 0
+
+    vocabulary = fixtures_dir / "tokenizers" / "ggml-vocab-qwen2.gguf"
+    answer = realm(*command, "--model", vocabulary).json
+    assert "speed_with_schema" not in answer
+    # a mask that is known costs a fraction of what the sampler does without it, whatever else the machine does
+    assert answer["later_answers_us"] < answer["plain_us"] + 500
+
+
 def test_a_large_vocabulary_opens_quickly(fixtures_dir: Path) -> None:
     """152,000 tokens, in processor time, as the machine may be busy; the best of three."""
     from app.cli.bench_load import _vocabulary

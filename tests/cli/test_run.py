@@ -40,6 +40,11 @@ def test_a_model_without_template_continues_the_raw_prompt(realm: Realm, tiny_mo
     assert "--system" in refused.err
 
 
+def test_an_answer_matches_a_schema(realm: Realm, tiny_chat_model: Path) -> None:
+    answer = realm("run", tiny_chat_model, "Hello", "-j", '{"enum": [1, 22]}', "--device", "numpy")
+    assert answer.out.strip() in ("1", "22")
+
+
 def test_a_dash_stands_for_stdin(realm: Realm, tiny_model: Path) -> None:
     def answer(*prompt: str, stdin: bytes = b"") -> str:
         return realm("run", tiny_model, *prompt, "--ignore-eos", *SETTINGS, stdin=stdin).out

@@ -70,7 +70,10 @@ def _text(key: str, said: Any, value: str) -> bool:
         case "pattern":
             return re.search(said, value) is not None
         case "format":
-            FORMATS[said](value)  # raises for what is none
+            try:
+                FORMATS[said](value)
+            except (ValueError, ZeroDivisionError):
+                return False
     return True
 
 
