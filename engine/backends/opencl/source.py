@@ -51,5 +51,15 @@ def step_source(names: Iterable[str], relax: str, max_width: int, kv_type: str) 
         f"#define MAX_WIDTH {max_width}\n#define KV_TYPE KV_{kv_type.upper()}\n"
         f"static inline void relax(int turns)\n{{\n    {relax}\n}}\n"
     )
-    parts += [read("cache.cl"), read("attention.cl"), read("experts.cl"), read("lora.cl"), read("step.cl")]
+    body = read("attend_block.cl")
+    blocks = [f"#define N {n}\n#define B(name) name##_{n}\n{body}\n#undef N\n#undef B\n" for n in range(1, 5)]
+    parts += [
+        read("cache.cl"),
+        read("attention.cl"),
+        *blocks,
+        read("attend_tile.cl"),
+        read("experts.cl"),
+        read("lora.cl"),
+        read("step.cl"),
+    ]
     return "\n".join(parts)
