@@ -51,8 +51,8 @@ def step_source(names: Iterable[str], relax: str, max_width: int, kv_type: str) 
         f"#define MAX_WIDTH {max_width}\n#define KV_TYPE KV_{kv_type.upper()}\n"
         f"static inline void relax(int turns)\n{{\n    {relax}\n}}\n"
     )
-    body = read("attend_block.cl")
-    blocks = [f"#define N {n}\n#define B(name) name##_{n}\n{body}\n#undef N\n#undef B\n" for n in range(1, 5)]
+    block = read("attend_block.cl")
+    blocks = [f"#define N {n}\n#define B(name) name##_{n}\n{block}\n#undef N\n#undef B\n" for n in range(1, 5)]
     parts += [
         read("cache.cl"),
         read("attention.cl"),
