@@ -13,6 +13,7 @@ from app.cli.bench_grammar import add_grammar_arguments, run_grammar
 from app.cli.bench_kernels import add_kernel_arguments, run_kernels
 from app.cli.bench_load import run_load
 from app.cli.bench_lora import add_adapter_arguments, run_adapters
+from app.cli.bench_streams import add_stream_measurement, run_streams
 from app.cli.memory import peak_memory_bytes
 from app.cli.models import loaded_engine, wait_for
 from app.cli.options import add_device_arguments, add_json_argument, add_model_argument
@@ -51,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--load", action="store_true", help="measure opening and loading instead; a file with a vocabulary only will do"
     )
     add_grammar_arguments(parser)
+    add_stream_measurement(parser)
     add_kernel_arguments(parser)
     add_adapter_arguments(parser)
     add_device_arguments(parser, context=False)
@@ -68,6 +70,10 @@ def run(args: argparse.Namespace) -> int:
         return run_adapters(args)
     if args.grammar:
         return run_grammar(args)
+    if args.streams is not None:
+        if args.streams < 1:
+            raise RequestError(f"{args.streams} streams are none.", "Give 1 or more.")
+        return run_streams(args)
     n_prompt, n_decode, repetitions = args.prompt_tokens, args.decode_tokens, args.repetitions
     bar = ProgressBar("bench")
     context = max(n_prompt + 1, n_decode + 2, *(depth + n_decode + 1 for depth in args.depth), _LEAST_CONTEXT)

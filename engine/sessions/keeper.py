@@ -34,7 +34,7 @@ class SessionKeeper:
             restored = read_session(path, self._identity, keys, first)
             if restored.note:
                 log.warning("%s", restored.note)
-            elif len(restored.data):
+            elif len(restored.data) and not self.n_on_disk(path, keys):
                 self._on_disk[path] = list(keys[: first + len(restored.data)])
             return restored
 
@@ -58,9 +58,7 @@ class SessionKeeper:
             try:
                 if write_session(path, self._identity, keys, first, data):
                     return
-                problem = (
-                    f"The session file {path.name} was changed meanwhile; it is written anew after the next answer."
-                )
+                problem = f"The session file {path.name} was changed by something else; the next answer saves it anew."
             except OSError as error:
                 problem = f"The session file {path} could not be written ({error.strerror or error})."
             except Exception as error:

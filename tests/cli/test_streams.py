@@ -85,3 +85,17 @@ def test_the_window_and_the_terminal_keep_sessions_of_chats(
     assert size > 0
     assert realm(*command, "--continue", stdin="And then what did she do\n").code == 0
     assert session.stat().st_size > size
+
+
+def test_bench_measures_streams(realm: Realm, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.cli.bench_streams.LONG_PROMPT", 300)
+    monkeypatch.setattr("app.cli.bench_streams.CHAT_TOKENS", 200)
+    command = ("bench", "--model", tiny_model, "--device", "numpy", "--streams", 3, "-n", 5)
+    answer = realm(*command, "--json").json
+    assert answer["same_as_alone"] == answer["streams"] == 3
+    assert answer["all_tokens_per_s"] > 0 < answer["one_tokens_per_s"]
+    assert answer["active_after_cancel"] == 0
+    assert answer["chat_cached_tokens"] == 192
+    assert answer["session_problems"] == []
+    assert "times one" in realm(*command).out
+    assert "0 streams" in realm("bench", "--model", tiny_model, "--streams", 0).error

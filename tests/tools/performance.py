@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from app.cli.bench_lora import adapters_measured, adapters_text
+from app.cli.bench_streams import measure_streams, text_of
 from app.hub.starter import fetch_starter
 from engine.api import DeviceInfo, LoadOptions
 from engine.batch import KV_BLOCK, Batch, LoadedModel
@@ -277,6 +278,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--kernels", action="store_true", help="time each kernel alone too")
     parser.add_argument("--lora", action="store_true", help="measure what adapters cost too")
     parser.add_argument("--accept", action="store_true", help="record also what became slower")
+    parser.add_argument("--streams", type=int, default=0, metavar="N", help="measure N answers at once too")
     parser.add_argument("--write", type=Path)
     options = parser.parse_args(arguments)
     models = options.models or [fetch_starter()]
@@ -296,6 +298,11 @@ def main(arguments: list[str] | None = None) -> int:
         written += "\n" + section
     if options.lora:
         section = adapters_page(adapters_measured(str(models[0]), options.device, (), 16, 128, options.repetitions))
+        print("\n" + section)
+        written += "\n" + section
+    if options.streams:
+        measured = text_of(measure_streams(str(models[0]), options.device, options.streams, 128, 1))
+        section = f"## Many streams\n\n```\n{measured}\n```\n"
         print("\n" + section)
         written += "\n" + section
     changes = _recorded(results, times, device, options.accept)
