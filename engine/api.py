@@ -284,17 +284,19 @@ class LoadOptions:
     """How to load a model.
 
     device: "auto", "numpy", "opencl" (the best OpenCL device) or a device id from `list_devices()`.
-    context_length: None picks min(the model's own, 8192).
+    context_length: None picks min(the model's own, 8192), or less where only that fits into memory.
     kv_tokens: tokens that the KV cache holds, of all requests together; where it is less than the context length, or
         None, that.
     kv_type: what keys and values are kept as, one of KV_TYPES: in half precision, or as whole numbers of 8 or 4 bits
         with a scale for every 32, which take about half and a quarter of the memory and are read as much faster.
+    memory_limit: bytes that weights, keys and values, and scratch may take together; None is all that are free.
     """
 
     device: str = "auto"
     context_length: int | None = None
     kv_tokens: int | None = None
     kv_type: str = "f16"
+    memory_limit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -330,6 +332,7 @@ class ModelInfo:
     scratch_bytes: int
     has_chat_template: bool
     load_s: float
+    predicted_peak_bytes: int = 0  # of the process's resident memory, planned before anything was loaded
     fingerprint: str = ""  # what files have in common that compute the same keys and values
     is_encoder: bool = False  # it gives embeddings only and cannot chat
     pooling: str = ""  # what its file asks for: mean, cls, last, none, rank or nothing

@@ -11,13 +11,14 @@ from pathlib import Path
 from engine.adapters import AdapterBase
 from engine.api import KV_TYPES, DeviceInfo, LoadOptions, ModelInfo
 from engine.architectures import read_architecture, read_pooling, read_trained_context_length
-from engine.batch import ENCODER_BLOCKS, KV_BLOCK, LoadedModel, Progress
+from engine.batch import ENCODER_BLOCKS, KV_BLOCK, LoadedModel, MemoryUse, Progress
 from engine.chat_template import ChatTemplate
 from engine.devices import choose_device, total_memory_bytes, why_numpy
 from engine.errors import ModelFileError, RequestError
 from engine.fingerprint import model_fingerprint
 from engine.gguf import GGUFFile
 from engine.graph import Graph
+from engine.memory_plan import MemoryPlan, plan_memory
 from engine.tokenizer import Tokenizer
 
 DEFAULT_CONTEXT = 8192
@@ -53,9 +54,10 @@ def load_model(
     progress("reading", 0.0, path.name)
     file = GGUFFile.open(path)
     trained = read_trained_context_length(file)
-    context = _context_length(options, trained)
+    wanted = _context_length(options)
     pooling = read_pooling(file)
-    architecture = read_architecture(file, context)
+    default = min(trained, DEFAULT_CONTEXT)
+    architecture = read_architecture(file, wanted or default)
     graph = architecture.graph
     tokenizer = Tokenizer.from_gguf(file)
     template = ChatTemplate.from_gguf(file, tokenizer)
@@ -67,8 +69,9 @@ def load_model(
         )
     progress("reading", 1.0, path.name)
     device = choose_device(options.device)
-    n_blocks = -(-max(context, options.kv_tokens or 0) // KV_BLOCK) * (1 if graph.causal else ENCODER_BLOCKS)
-    model = _place(file, graph, device, n_blocks, options.kv_type, progress, cancelled)
+    planned = _plan(file, graph, device, options, wanted, default)
+    context = planned.context_length
+    model = _place(file, graph, device, _blocks(graph, options, context), options.kv_type, progress, cancelled)
     memory = model.memory()
     types = Counter[str]()
     for info in file.tensors.values():
@@ -76,6 +79,11 @@ def load_model(
     notes = list(tokenizer.warnings)
     if options.device == "auto" and device.id == "numpy":
         notes.append(f"numpy computes, slower than OpenCL would: {why_numpy()}")
+    if planned.limited:
+        notes.append(
+            f"{device.name} has {planned.free_bytes / 1e9:.1f} GB free, so the context is {context} tokens long "
+            f"instead of {default}."
+        )
     if architecture.unused_tensors:
         names = architecture.unused_tensors
         notes.append(
@@ -109,6 +117,7 @@ def load_model(
             scratch_bytes=memory.scratch_bytes,
             has_chat_template=template is not None,
             load_s=time.perf_counter() - began,
+            predicted_peak_bytes=planned.peak_bytes,
             is_encoder=not graph.causal,
             pooling=pooling,
             fingerprint=model_fingerprint(file, graph),
@@ -118,13 +127,37 @@ def load_model(
     )
 
 
-def _context_length(options: LoadOptions, trained: int) -> int:
-    if options.context_length is None:
-        return min(trained, DEFAULT_CONTEXT)
-    if not 1 <= options.context_length <= 1 << 22:
+def plan_model(path: Path, options: LoadOptions) -> MemoryPlan:
+    """What load_model would take, without loading; raises what that raises."""
+    with GGUFFile.open(path) as file:
+        trained = read_trained_context_length(file)
+        wanted, default = _context_length(options), min(trained, DEFAULT_CONTEXT)
+        graph = read_architecture(file, wanted or default).graph
+        Tokenizer.from_gguf(file)  # it is part of what the process takes
+        return _plan(file, graph, choose_device(options.device), options, wanted, default)
+
+
+def _plan(
+    file: GGUFFile, graph: Graph, device: DeviceInfo, options: LoadOptions, wanted: int | None, default: int
+) -> MemoryPlan:
+    def predict(context: int) -> MemoryUse:
+        blocks = _blocks(graph, options, context)
+        model = _place(file, graph, device, blocks, options.kv_type, lambda *_: None, lambda: False, plan_only=True)
+        return model.memory()
+
+    name = file.str("general.name", "") or file.path.stem
+    return plan_memory(predict, device=device, name=name, wanted=wanted, default=default, limit=options.memory_limit)
+
+
+def _blocks(graph: Graph, options: LoadOptions, context: int) -> int:
+    return -(-max(context, options.kv_tokens or 0) // KV_BLOCK) * (1 if graph.causal else ENCODER_BLOCKS)
+
+
+def _context_length(options: LoadOptions) -> int | None:
+    if options.context_length is not None and not 1 <= options.context_length <= 1 << 22:
         raise RequestError(
             f"A context length of {options.context_length} tokens is not possible.",
-            f"Choose between 1 and {1 << 22}; the model was trained for {trained}.",
+            f"Choose between 1 and {1 << 22}.",
         )
     return options.context_length
 
@@ -137,6 +170,7 @@ def _place(
     kv_type: str,
     progress: Progress,
     cancelled: Callable[[], bool],
+    plan_only: bool = False,
 ) -> LoadedModel:
     if device.id == "numpy":
         from engine.backends.numpy_backend import NumpyModel
@@ -151,9 +185,17 @@ def _place(
             budget_bytes=budget,
             progress=progress,
             cancelled=cancelled,
+            plan_only=plan_only,
         )
     from engine.backends import opencl
 
     return opencl.load(
-        file, graph, device=device, n_blocks=n_blocks, kv_type=kv_type, progress=progress, cancelled=cancelled
+        file,
+        graph,
+        device=device,
+        n_blocks=n_blocks,
+        kv_type=kv_type,
+        progress=progress,
+        cancelled=cancelled,
+        plan_only=plan_only,
     )

@@ -77,7 +77,10 @@ def run(args: argparse.Namespace) -> int:
     n_prompt, n_decode, repetitions = args.prompt_tokens, args.decode_tokens, args.repetitions
     bar = ProgressBar("bench")
     context = max(n_prompt + 1, n_decode + 2, *(depth + n_decode + 1 for depth in args.depth), _LEAST_CONTEXT)
-    with loaded_engine(args.model, args.device, context, kv_type=args.kv_type) as (engine, info):
+    with loaded_engine(args.model, args.device, context, kv_type=args.kv_type, memory_limit=args.memory_limit) as (
+        engine,
+        info,
+    ):
         facts = wait_for(engine.call(_facts, uses_kv=False))
         prompts = [
             random_tokens(info.vocab_size, n_prompt, args.seed + i, facts["avoid"]) for i in range(repetitions + 1)
@@ -129,6 +132,7 @@ def run(args: argparse.Namespace) -> int:
         "n_decode": n_decode,
         "repetitions": repetitions,
         "peak_memory_bytes": memory,
+        "predicted_peak_bytes": info.predicted_peak_bytes,
         "time_to_first_token_s": median(f.time_to_first_token_s for f in prefills[1:]),
     }
     if args.json:
@@ -219,7 +223,9 @@ def _text(answer: dict[str, Any]) -> str:
             f"{of_measured}; bare steps {answer['model_decode_tokens_per_s']:.1f}",
             *depths,
             f"load     {answer['load_s']:.2f} s",
-            f"memory   {bytes_text(answer['peak_memory_bytes'])} at the peak of the process; on the device "
+            f"memory   {bytes_text(answer['peak_memory_bytes'])} at the peak of the process, "
+            f"{bytes_text(answer['predicted_peak_bytes'])} planned before loading "
+            f"({answer['peak_memory_bytes'] / answer['predicted_peak_bytes'] - 1:+.1%}); on the device "
             f"{bytes_text(answer['weight_bytes'])} weights, {bytes_text(answer['kv_bytes'])} KV cache "
             f"({answer['kv_type']}), {bytes_text(answer['scratch_bytes'])} scratch",
         )

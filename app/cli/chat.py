@@ -43,7 +43,9 @@ def run(args: argparse.Namespace) -> int:
         else:
             path = default_model(store, ask=typed and is_terminal(sys.stderr))
         device = args.device or _text(store.settings.get(DEVICE)) or "auto"
-        load_options = LoadOptions(device=device, context_length=args.context_length, kv_type=args.kv_type)
+        load_options = LoadOptions(
+            device=device, context_length=args.context_length, kv_type=args.kv_type, memory_limit=args.memory_limit
+        )
         info = load(engine, path, load_options, chats=True)
         store.settings.set(LAST_MODEL, str(path.absolute()))
         session = ChatSession(engine, store, info, load_options, given_options(args), args.system)

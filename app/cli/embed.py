@@ -43,7 +43,9 @@ def run(args: argparse.Namespace) -> int:
     pooling = Pooling(args.pooling) if args.pooling else None
     if args.compare and pooling is Pooling.NONE:
         raise RequestError("--compare needs one vector for each text.", "Choose the pooling mean, cls or last.")
-    with loaded_engine(args.model, args.device, args.context_length, kv_type=args.kv_type) as (engine, _):
+    with loaded_engine(
+        args.model, args.device, args.context_length, kv_type=args.kv_type, memory_limit=args.memory_limit
+    ) as (engine, _):
         job = engine.embed(texts, pooling, normalise=not args.no_normalise, truncate=args.truncate)
         try:
             found = wait_for(job)

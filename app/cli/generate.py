@@ -75,7 +75,15 @@ def run(args: argparse.Namespace) -> int:
         # all that will ever be needed is known: a long context costs memory and, in longrope models, another rotation
         context = max(LEAST_CONTEXT, len(request.prompt_tokens) + request.max_tokens)
     together = context * args.parallel if context and args.parallel > 1 else None
-    with loaded_engine(args.model, args.device, context, kv_type=args.kv_type, chats=chats, kv_tokens=together) as (
+    with loaded_engine(
+        args.model,
+        args.device,
+        context,
+        kv_type=args.kv_type,
+        memory_limit=args.memory_limit,
+        chats=chats,
+        kv_tokens=together,
+    ) as (
         engine,
         info,
     ):

@@ -7,12 +7,13 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
-from app.cli.models import STARTER, open_file
-from app.cli.options import add_json_argument
+from app.cli.models import STARTER, model_path, open_file
+from app.cli.options import add_device_arguments, add_json_argument
 from app.cli.terminal import bytes_text, count_text, printable, table, write_json
 from engine.adapters import is_adapter, read_adapter
 from engine.architectures import is_encoder, read_pooling
 from engine.gguf import GGUFFile
+from engine.memory_plan import MemoryPlan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="path of a GGUF file, the name starter, or a LoRA adapter (a file or PEFT folder)",
     )
     parser.add_argument("--tensors", action="store_true", help="list the tensors too")
+    parser.add_argument("--plan", action="store_true", help="say what memory it would take, and whether that is there")
+    add_device_arguments(parser)
     add_json_argument(parser)
 
 
@@ -32,6 +35,9 @@ def run(args: argparse.Namespace) -> int:
     with open_file(args.model) as file:
         facts = model_facts(file)
         tensors = tensor_facts(file) if args.tensors else None
+        plan = _plan(args) if args.plan else None
+        if plan is not None:
+            facts["plan"] = _plan_facts(plan)
         if args.json:
             scalars = {k: v for k, v in file.metadata.items() if isinstance(v, bool | int | float | str)}
             arrays = {key: file.value_types[key] for key in file.metadata if key not in scalars}
@@ -39,6 +45,9 @@ def run(args: argparse.Namespace) -> int:
             write_json(answer if tensors is None else {**answer, "tensors": tensors})
             return 0
     print(table(_rows(facts)))
+    if plan is not None:
+        print()
+        print(table(_plan_rows(plan)))
     if tensors is not None:
         print()
         rows = [["tensor", "type", "shape", "size"]]
@@ -116,6 +125,40 @@ def model_facts(file: GGUFFile) -> dict[str, Any]:
         "pooling": read_pooling(file) or None,
         "has_chat_template": isinstance(file.metadata.get("tokenizer.chat_template"), str),
     }
+
+
+def _plan(args: argparse.Namespace) -> MemoryPlan:
+    from engine.api import LoadOptions
+    from engine.loader import plan_model
+
+    options = LoadOptions(args.device, args.context_length, memory_limit=args.memory_limit, kv_type=args.kv_type)
+    return plan_model(model_path(args.model), options)
+
+
+def _plan_facts(plan: MemoryPlan) -> dict[str, Any]:
+    return {
+        "device": plan.device.id,
+        "context_length": plan.context_length,
+        "weight_bytes": plan.weight_bytes,
+        "kv_bytes": plan.kv_bytes,
+        "scratch_bytes": plan.scratch_bytes,
+        "process_bytes": plan.process_bytes,
+        "peak_bytes": plan.peak_bytes,
+        "free_bytes": plan.free_bytes,
+    }
+
+
+def _plan_rows(plan: MemoryPlan) -> list[list[str]]:
+    shorter = ", shortened to what fits" if plan.limited else ""
+    return [
+        ["device", f"{plan.device.name} ({plan.device.id})"],
+        ["free", bytes_text(plan.free_bytes) if plan.free_bytes else "unknown"],
+        ["weights", bytes_text(plan.weight_bytes)],
+        ["keys and values", f"{bytes_text(plan.kv_bytes)} for a context of {plan.context_length} tokens{shorter}"],
+        ["scratch", bytes_text(plan.scratch_bytes)],
+        ["together", f"{bytes_text(plan.device_bytes)} on the device"],
+        ["process", f"{bytes_text(plan.peak_bytes)} at its peak, when the whole context is in use"],
+    ]
 
 
 def tensor_facts(file: GGUFFile) -> list[dict[str, Any]]:

@@ -34,7 +34,10 @@ def run(args: argparse.Namespace) -> int:
         raise RequestError(f"{out} is a folder.", "Give the name of a file to write, such as logits.npy.")
     if not out.parent.is_dir():
         raise RequestError(f"There is no folder {out.parent} to write {out.name} into.")
-    with loaded_engine(args.model, args.device, len(tokens), kv_type=args.kv_type) as (engine, info):
+    with loaded_engine(args.model, args.device, len(tokens), kv_type=args.kv_type, memory_limit=args.memory_limit) as (
+        engine,
+        info,
+    ):
 
         def write(model: LoadedModel, _: object) -> tuple[int, int]:
             check_tokens(model, tokens)

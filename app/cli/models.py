@@ -113,6 +113,7 @@ def loaded_engine(
     kv_type: str = "f16",
     chats: bool = False,
     kv_tokens: int | None = None,
+    memory_limit: int | None = None,
 ) -> Iterator[tuple[Engine, ModelInfo]]:
     """An engine with a model loaded, closed at the end."""
     from engine.api import LoadOptions
@@ -121,7 +122,13 @@ def loaded_engine(
     if context_length is not None and context_length < 1:
         raise RequestError(f"A context length of {context_length} tokens is not possible.", "Give 1 or more.")
     with open_engine() as engine:
-        options = LoadOptions(device=device, context_length=context_length, kv_tokens=kv_tokens, kv_type=kv_type)
+        options = LoadOptions(
+            device=device,
+            context_length=context_length,
+            kv_tokens=kv_tokens,
+            kv_type=kv_type,
+            memory_limit=memory_limit,
+        )
         yield engine, load(engine, path, options, chats=chats)
 
 

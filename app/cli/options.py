@@ -83,7 +83,7 @@ def add_device_arguments(parser: argparse.ArgumentParser, *, context: bool = Tru
             "--ctx-size",
             type=int,
             metavar="N",
-            help="tokens of context to make room for (default: the model's own, at most 8192)",
+            help="tokens of context to make room for (default: the model's own, at most 8192, and what memory allows)",
         )
     parser.add_argument(
         "--kv-type",
@@ -92,6 +92,20 @@ def add_device_arguments(parser: argparse.ArgumentParser, *, context: bool = Tru
         help="what keys and values are kept as: q8_0 takes about half the memory of f16 and q4_0 a quarter, and long "
         "contexts are read as much faster (default f16)",
     )
+    parser.add_argument(
+        "--memory-limit",
+        type=size_in_bytes,
+        metavar="SIZE",
+        help="what the model may take at most, 500M or 2G (default: what is free)",
+    )
+
+
+def size_in_bytes(text: str) -> int:
+    """ "500M" or "2G" (powers of 1000), or a number of bytes; a type for argparse."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmMgGtT]?)[bB]?", text.strip())
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 500M or 2G")
+    return int(float(match[1]) * 1000 ** " kmgt".index(match[2].lower() or " "))
 
 
 def add_lora_argument(parser: argparse._ActionsContainer) -> None:

@@ -37,7 +37,10 @@ def run(args: argparse.Namespace) -> int:
     chunk_tokens((), args.context, None)  # a context too short is told before the model is loaded
     bar = ProgressBar("perplexity")
     shown = [0, 1, 0.0]  # scored, total, so far; written by the engine's thread
-    with loaded_engine(args.model, args.device, args.context, kv_type=args.kv_type) as (engine, info):
+    with loaded_engine(args.model, args.device, args.context, kv_type=args.kv_type, memory_limit=args.memory_limit) as (
+        engine,
+        info,
+    ):
 
         def measure(model: LoadedModel, tokenizer: Tokenizer) -> tuple[Perplexity, float]:
             def progress(scored: int, total: int, so_far: float) -> None:

@@ -30,7 +30,9 @@ def run(args: argparse.Namespace) -> int:
     if not text.strip():
         raise RequestError("The prompt is empty.", 'Say something, as in `realm run starter "Hello"`.')
     options = given_options(args)
-    with loaded_engine(args.model, args.device, args.context_length, kv_type=args.kv_type) as (engine, info):
+    with loaded_engine(
+        args.model, args.device, args.context_length, kv_type=args.kv_type, memory_limit=args.memory_limit
+    ) as (engine, info):
         if info.has_chat_template:
             system = [{"role": "system", "content": args.system}] if args.system else []
             options["messages"] = [*system, {"role": "user", "content": text}]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -83,3 +84,17 @@ class GGUFFile(TypedKeys):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def release_pages(data: NDArray[np.uint8]) -> None:
+    """Tells the system that pages of the memory map are no longer wanted, so that they do not count as ours."""
+    base: Any = data
+    while isinstance(base, np.ndarray):
+        base = base.base
+    mapped = base.obj if isinstance(base, memoryview) else base
+    if not isinstance(mapped, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    start = np.frombuffer(mapped, np.uint8, 1).__array_interface__["data"][0]
+    first = data.__array_interface__["data"][0] - start
+    page = mmap.PAGESIZE
+    mapped.madvise(mmap.MADV_DONTNEED, first // page * page, data.nbytes + first % page)

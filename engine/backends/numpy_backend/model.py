@@ -50,6 +50,9 @@ from engine.graph import (
 
 Array = NDArray[np.float32]
 
+LOGIT_ROWS = 64
+"""Rows of logits that memory() counts: more than the answers that usually run at once."""
+
 
 class Step:
     """One forward step: the batch and what has been computed so far."""
@@ -90,7 +93,9 @@ class NumpyModel:
         budget_bytes: int,
         progress: Progress,
         cancelled: Callable[[], bool],
+        plan_only: bool = False,
     ) -> None:
+        """plan_only: nothing is expanded; of the model only memory() serves."""
         self.device = device
         self.n_vocab = graph.n_vocab
         self.n_blocks = n_blocks
@@ -101,7 +106,9 @@ class NumpyModel:
         self._adapters: dict[int, BoundAdapter] = {}
         self._n_adapters = 0  # ever added
         shares = _shares_read(graph)
-        self._weights = Weights(file, shares, budget_bytes=budget_bytes, progress=progress, cancelled=cancelled)
+        self._weights = Weights(
+            file, shares, budget_bytes=budget_bytes, progress=progress, cancelled=cancelled, plan_only=plan_only
+        )
         self.weight_bytes_per_token = int(
             sum(share * weight.rows * self._weights.row_bytes(weight) for weight, share in shares.items())
         )
@@ -116,7 +123,7 @@ class NumpyModel:
         )
         self._plan: list[tuple[int, Run, list[int]]] = []
         """For each operation its result, how it is computed, and the values that nobody needs after it."""
-        if not cancelled():
+        if not cancelled() and not plan_only:
             last_uses = self._last_uses()
             self._plan = [
                 (op.out.id, self._adapted(op, self._compile(op), i > self._logits_begin), done)
@@ -160,8 +167,9 @@ class NumpyModel:
 
     def memory(self) -> MemoryUse:
         kv = sum(keys.nbytes + values.nbytes for keys, values in self._caches)
-        widest = max(op.out.width for op in self._graph.operations)
-        return MemoryUse(self._weights.nbytes, kv, 4 * BLOCK_VALUES + 4 * self.max_rows * widest)
+        widest = max(op.out.width for op in self._graph.operations if op.out != self._graph.logits)
+        scratch = 4 * BLOCK_VALUES + 4 * self.max_rows * widest + 4 * LOGIT_ROWS * self._graph.logits.width
+        return MemoryUse(self._weights.nbytes, kv, scratch)
 
     def read_bandwidth(self) -> float | None:
         return None

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.batch import Progress
-from engine.gguf import GGUFFile
+from engine.gguf import GGUFFile, release_pages
 from engine.graph import Weight
 from engine.quants import dequantize
 
@@ -29,11 +29,13 @@ class Weights:
         budget_bytes: int,
         progress: Progress,
         cancelled: Callable[[], bool],
+        plan_only: bool = False,
     ) -> None:
-        """shares: the part of a weight's rows that a step of one row reads."""
+        """shares: the part of a weight's rows that a step of one row reads. plan_only: nothing but nbytes serves."""
         self._file = file
         self._tensors: dict[str, Array] = {}
         self._kept: dict[Weight, Array] = {}
+        self.nbytes = 0
         order = sorted(shares, key=lambda w: 2.0 if w.rows == 1 else shares[w], reverse=True)
         for i, weight in enumerate(order):
             if cancelled():
@@ -45,15 +47,16 @@ class Weights:
                 if weight.rows > 1 and size > budget_bytes:
                     continue
                 budget_bytes -= size
-                self._tensors[weight.name] = dequantize(info.type, file.data(weight.name)).reshape(-1)
+                self.nbytes += size
+                data = file.data(weight.name)[: 0 if plan_only else None]
+                self._tensors[weight.name] = dequantize(info.type, data).reshape(-1)
+                release_pages(data)
+            if plan_only:
+                continue
             values = self._tensors[weight.name]
             first = weight.first * (weight.columns if weight.rows > 1 else 1)
             part = values[first : first + weight.rows * weight.columns]
             self._kept[weight] = part.reshape(weight.rows, weight.columns)
-
-    @property
-    def nbytes(self) -> int:
-        return sum(values.nbytes for values in self._tensors.values())
 
     def row_bytes(self, weight: Weight) -> float:
         """Bytes that reading one row of a weight takes."""
@@ -81,7 +84,9 @@ class Weights:
         if kept is not None:
             return kept[start:stop]
         data = self._file.data(weight.name)[weight.first + start : weight.first + stop]
-        return dequantize(self._file.tensors[weight.name].type, data)
+        expanded = dequantize(self._file.tensors[weight.name].type, data)
+        release_pages(data)
+        return expanded
 
     def take(self, weight: Weight, indices: NDArray[np.int32]) -> Array:
         """The rows of these numbers."""

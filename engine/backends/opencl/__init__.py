@@ -27,8 +27,12 @@ def load(
     kv_type: str = "f16",
     progress: Progress,
     cancelled: Callable[[], bool],
+    plan_only: bool = False,
 ) -> LoadedModel:
-    """Puts a model onto an OpenCL device. Raises DeviceError and UnsupportedModelError."""
+    """Puts a model onto an OpenCL device. Raises DeviceError and UnsupportedModelError.
+
+    plan_only: nothing is allocated; of the model only memory() serves.
+    """
     from engine.backends.opencl.platforms import devices
 
     on = next(d for d in devices() if f"opencl:{d.index}" == device.id)
@@ -41,9 +45,25 @@ def load(
                 "Choose the type f16, or a CPU as device.",
             )
 
-        return GpuModel(file, graph, device=device, n_blocks=n_blocks, progress=progress, cancelled=cancelled)
+        return GpuModel(
+            file, graph, device=device, n_blocks=n_blocks, progress=progress, cancelled=cancelled, plan_only=plan_only
+        )
     from engine.backends.opencl.model import OpenCLModel
 
     return OpenCLModel(
-        file, graph, device=device, n_blocks=n_blocks, kv_type=kv_type, progress=progress, cancelled=cancelled
+        file,
+        graph,
+        device=device,
+        n_blocks=n_blocks,
+        kv_type=kv_type,
+        progress=progress,
+        cancelled=cancelled,
+        plan_only=plan_only,
     )
+
+
+def free_memory_bytes(device: DeviceInfo) -> int:
+    """What a device has free; all of its memory where its driver does not say."""
+    from engine.backends.opencl.platforms import devices
+
+    return next(d for d in devices() if f"opencl:{d.index}" == device.id).free_memory_bytes

@@ -54,7 +54,9 @@ class GpuModel:
         n_blocks: int,
         progress: Progress,
         cancelled: Callable[[], bool],
+        plan_only: bool = False,
     ) -> None:
+        """plan_only: nothing is allocated; of the model only memory() serves."""
         import pyopencl as cl
 
         self.device = device
@@ -80,6 +82,8 @@ class GpuModel:
                 "Choose the device numpy.",
             )
         self._plan_memory(step_rows(graph, n_blocks, MAX_ROWS))
+        if plan_only:
+            return
         try:
             progress("compiling", 0.0, ", ".join(names))
             self._compile(names)

@@ -83,7 +83,9 @@ class OpenCLModel:
         kv_type: str = "f16",
         progress: Progress,
         cancelled: Callable[[], bool],
+        plan_only: bool = False,
     ) -> None:
+        """plan_only: nothing is allocated; of the model only memory() serves."""
         import pyopencl as cl
 
         self.device = device
@@ -109,6 +111,8 @@ class OpenCLModel:
         self.weight_bytes_per_token = self._weights.bytes_per_token(graph)
         self._adapters: DeviceAdapters | None = None
         self._plan_memory()
+        if plan_only:
+            return
         try:
             names = self._weights.format_names()
             progress("compiling", 0.0, ", ".join(names))

@@ -93,6 +93,16 @@ class Device:
         """
         return "persistent" if self.is_cpu and os.environ.get("REALM_EXECUTOR") != "gpu" else "simt"
 
+    @property
+    def free_memory_bytes(self) -> int:
+        """What is free now, where the driver has AMD's way of saying it; else all of it."""
+        import pyopencl as cl
+
+        try:
+            return 1024 * int(self.handle.get_info(cl.device_info.GLOBAL_FREE_MEMORY_AMD)[0])
+        except (cl.Error, AttributeError, TypeError, IndexError):
+            return int(self.handle.global_mem_size)
+
     @_shared_property
     def context(self) -> Any:
         import pyopencl as cl

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,7 @@ from engine.backends.opencl.platforms import Device
 from engine.backends.opencl.source import repack_source
 from engine.batch import Progress
 from engine.errors import OutOfMemoryError, UnsupportedModelError
-from engine.gguf import GGUFFile
+from engine.gguf import GGUFFile, release_pages
 from engine.graph import Embed, ExpertLinear, Graph, Linear, Weight, weights_of
 from engine.quants import dequantize
 
@@ -103,7 +102,7 @@ class DeviceWeights:
             else:
                 data = data[weight.first : weight.first + weight.rows]
                 self._repack(kernels[self.types[weight.name]], staging, data, weight, buffer, offset)
-            _release_pages(data)
+            release_pages(data)
             done += self._bytes(weight)
             progress("weights", done / self.total_bytes, weight.name)
         queue.finish()
@@ -128,6 +127,7 @@ class DeviceWeights:
             part = data[first : first + rows_at_once]
             groups = -(-len(part) // GROUP)
             cl.enqueue_copy(queue, staging, part, is_blocking=True)
+            release_pages(part)
             kernel.set_args(
                 staging,
                 np.int32(len(part)),
@@ -170,17 +170,3 @@ def _matrices(graph: Graph) -> set[Weight]:
             case Embed(table=weight) | Linear(weight=weight) | ExpertLinear(weight=weight):
                 found.add(weight)
     return found
-
-
-def _release_pages(data: NDArray[np.uint8]) -> None:
-    """Tells the system that pages of the memory map are no longer wanted, so that they do not count as ours."""
-    base: Any = data
-    while isinstance(base, np.ndarray):
-        base = base.base
-    mapped = base.obj if isinstance(base, memoryview) else base
-    if not isinstance(mapped, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
-        return
-    start = np.frombuffer(mapped, np.uint8, 1).__array_interface__["data"][0]
-    first = data.__array_interface__["data"][0] - start
-    page = mmap.PAGESIZE
-    mapped.madvise(mmap.MADV_DONTNEED, first // page * page, data.nbytes + first % page)
