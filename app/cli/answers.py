@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from app.cli.drafts import guesses_text
 from app.cli.terminal import say, write_answer
 from engine.api import Failed, Figures, Finished, GenerateRequest, Started, StopReason, Token
 from engine.errors import RealmError
@@ -128,6 +129,8 @@ def figures_line(figures: Figures, reason: StopReason | None = None) -> str:
         parts.append(f"{figures.context_used} of {figures.context_length} tokens of context")
     if figures.dropped_tokens:
         parts.append(f"{figures.dropped_tokens} tokens dropped")
+    if guesses := guesses_text(figures):
+        parts.append(guesses)
     ended = {
         StopReason.LENGTH: "stopped at the limit of tokens",
         StopReason.CONTEXT: "stopped because the context is full",

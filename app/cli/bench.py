@@ -9,11 +9,13 @@ from statistics import median
 from typing import Any
 
 from app.cli.answers import answer_request
+from app.cli.bench_drafts import run_drafts
 from app.cli.bench_grammar import add_grammar_arguments, run_grammar
 from app.cli.bench_kernels import add_kernel_arguments, run_kernels
 from app.cli.bench_load import run_load
 from app.cli.bench_lora import add_adapter_arguments, run_adapters
 from app.cli.bench_streams import add_stream_measurement, run_streams
+from app.cli.drafts import add_draft_arguments, draft_options
 from app.cli.memory import peak_memory_bytes
 from app.cli.models import loaded_engine, wait_for
 from app.cli.options import add_device_arguments, add_json_argument, add_model_argument
@@ -33,7 +35,8 @@ _GREEDY = SamplingParams(temperature=0)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Measures a prefill of random tokens and a greedy decode, each after a warm-up, first as a request is served "
-        "and then the bare steps of the model. The figures are medians over the repetitions."
+        "and then the bare steps of the model. The figures are medians over the repetitions. "
+        "With --draft or --ngram: what guessing gains, decoding by turns with and without."
     )
     add_model_argument(parser, required=False)
     parser.add_argument("-p", "--prompt-tokens", type=_at_least(1), default=512, metavar="N", help="prefill (512)")
@@ -53,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_grammar_arguments(parser)
     add_stream_measurement(parser)
+    add_draft_arguments(parser)
     add_kernel_arguments(parser)
     add_adapter_arguments(parser)
     add_device_arguments(parser, context=False)
@@ -74,6 +78,8 @@ def run(args: argparse.Namespace) -> int:
         if args.streams < 1:
             raise RequestError(f"{args.streams} streams are none.", "Give 1 or more.")
         return run_streams(args)
+    if draft_options(args) is not None:
+        return run_drafts(args)
     n_prompt, n_decode, repetitions = args.prompt_tokens, args.decode_tokens, args.repetitions
     bar = ProgressBar("bench")
     context = max(n_prompt + 1, n_decode + 2, *(depth + n_decode + 1 for depth in args.depth), _LEAST_CONTEXT)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from app.cli.chat_session import ChatSession
+from app.cli.drafts import add_draft_arguments, draft_options, load_draft
 from app.cli.models import installed_starter, load, model_path, open_engine
 from app.cli.options import add_device_arguments, add_model_argument, add_sampling_arguments, given_options
 from app.cli.prompt import PipedLines, TypedLines
@@ -31,10 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device_arguments(parser, device=None)
     add_sampling_arguments(parser, ignore_eos=False)
     add_context_policy(parser)
+    add_draft_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    typed = is_terminal(sys.stdin)
+    typed, draft = is_terminal(sys.stdin), draft_options(args)
     with ChatStore.open() as store, open_engine() as engine:
         for notice in store.notices:
             say(notice)
@@ -47,8 +49,9 @@ def run(args: argparse.Namespace) -> int:
             device=device, context_length=args.context_length, kv_type=args.kv_type, memory_limit=args.memory_limit
         )
         info = load(engine, path, load_options, chats=True)
+        load_draft(engine, args.draft, device)
         store.settings.set(LAST_MODEL, str(path.absolute()))
-        session = ChatSession(engine, store, info, load_options, given_options(args), args.system)
+        session = ChatSession(engine, store, info, load_options, given_options(args), args.system, draft)
         try:
             if args.resume:
                 session.open_latest()

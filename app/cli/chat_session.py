@@ -31,7 +31,7 @@ from app.conversation import (
     SavingFailed,
 )
 from app.store import ChatStore
-from engine.api import Figures, LoadOptions, ModelInfo
+from engine.api import DraftKind, DraftOptions, Figures, LoadOptions, ModelInfo
 from engine.engine import Engine
 from engine.errors import RealmError, RequestError
 
@@ -49,6 +49,7 @@ class ChatSession:
         load_options: LoadOptions,
         options: Mapping[str, Any],
         system: str | None,
+        draft: DraftOptions | None = None,
     ) -> None:
         """options: request options of the command line, by name; they and `system` hold for every chat opened here."""
         self._engine = engine
@@ -57,6 +58,7 @@ class ChatSession:
         self._load_options = load_options
         self._options = options
         self._system = system
+        self._draft = draft
         self._figures: Figures | None = None
         self._failed = False
         self._open(None)
@@ -162,7 +164,9 @@ class ChatSession:
         before = self._conversation.options
         if chat_id is None:  # as the window does
             before = ChatOptions.from_json(self._store.settings.get("chat_options"))
-        options = replace(before, sampling=sampling_params(self._options, before.sampling))
+        options = replace(
+            before, sampling=sampling_params(self._options, before.sampling), draft=self._draft_of(before)
+        )
         if "max_tokens" in self._options:
             options = replace(options, max_tokens=self._options["max_tokens"])
         if "lora" in self._options:
@@ -178,6 +182,16 @@ class ChatSession:
         if options != self._conversation.options:
             self._conversation.set_options(options)
             self._conversation.wait_idle()
+
+    def _draft_of(self, before: ChatOptions) -> DraftOptions | None:
+        """How a chat guesses: as the command line says, else as it did, if what it takes is loaded."""
+        if self._draft is not None:
+            wanted = self._draft
+        elif before.draft is not None:
+            wanted = before.draft
+        else:
+            return None
+        return wanted if wanted.kind is not DraftKind.MODEL or self._engine.status().draft else None
 
     def _switch(self, chat_id: int | None) -> None:
         self._conversation.close()
@@ -215,6 +229,10 @@ class ChatSession:
     def model(self, name: str) -> None:
         if name:
             self._info = load(self._engine, model_path(name), self._load_options, chats=True)
+            options = self._conversation.options
+            if (draft := self._draft_of(options)) != options.draft:  # it did not fit the new model
+                self._conversation.set_options(replace(options, draft=draft))
+                self._conversation.wait_idle()
         info = self._info
         say(
             f"{info.name} ({info.architecture}, {info.quantisation}, {bytes_text(info.file_bytes)}) on "

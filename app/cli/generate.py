@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from app.cli.answers import answer_parallel, answer_request, write_answers, write_end
+from app.cli.drafts import add_draft_arguments, draft_options, load_draft
 from app.cli.input import answer_lines, messages_file, token_list
 from app.cli.models import loaded_engine
 from app.cli.options import (
@@ -37,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device_arguments(parser)
     add_sampling_arguments(parser)
     add_stream_arguments(parser)
+    add_draft_arguments(parser)
     parser.add_argument(
         "--logprobs",
         type=int,
@@ -57,7 +60,7 @@ LEAST_CONTEXT = 512
 
 
 def run(args: argparse.Namespace) -> int:
-    options = given_options(args)
+    options, draft = given_options(args), draft_options(args)
     if isinstance(options.get("messages"), Path):
         options["messages"] = messages_file(options["messages"])["messages"]
     if args.jsonl:
@@ -66,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
                 raise RequestError(f"With --jsonl the prompts come on stdin; leave --{name.replace('_', '-')} out.")
         request = None
     else:
-        request = generate_request(options)
+        request = replace(generate_request(options), draft=draft)
         if request.logprobs and not args.json:
             raise RequestError("--logprobs says something in JSON only.", "Give --json too.")
     chats = "messages" in options
@@ -87,12 +90,13 @@ def run(args: argparse.Namespace) -> int:
         engine,
         info,
     ):
+        load_draft(engine, args.draft, args.device)
         if request is None:
 
             def answer_line(line: Any) -> Any:
                 if not isinstance(line, dict):
                     raise RequestError("A line has to be a JSON object.")
-                line_request = generate_request({**options, **line})
+                line_request = replace(generate_request({**options, **line}), draft=draft)
                 if args.parallel > 1:
                     return {"answers": [one.as_json() for one in answer_parallel(engine, line_request, args.parallel)]}
                 return answer_request(engine, line_request).as_json()

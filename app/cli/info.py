@@ -12,6 +12,7 @@ from app.cli.options import add_device_arguments, add_json_argument
 from app.cli.terminal import bytes_text, count_text, printable, table, write_json
 from engine.adapters import is_adapter, read_adapter
 from engine.architectures import is_encoder, read_pooling
+from engine.drafts.fit import check_draft
 from engine.gguf import GGUFFile
 from engine.memory_plan import MemoryPlan
 
@@ -26,10 +27,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tensors", action="store_true", help="list the tensors too")
     parser.add_argument("--plan", action="store_true", help="say what memory it would take, and whether that is there")
     add_device_arguments(parser)
+    parser.add_argument(
+        "--draft-for", metavar="MODEL", help="say whether this model can guess tokens for that one, and why not"
+    )
     add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.draft_for is not None:
+        return _run_draft_check(args)
     if args.model != STARTER and is_adapter(args.model):
         return _adapter_info(args)
     with open_file(args.model) as file:
@@ -90,6 +96,16 @@ def _adapter_info(args: argparse.Namespace) -> int:
         head = ["tensor", "rank", "scale", "A", "B"]
         print(table([head, *([str(m[key]) for key in ("name", "rank", "scale", "a", "b")] for m in matrices)]))
     return 0
+
+
+def _run_draft_check(args: argparse.Namespace) -> int:
+    """Says whether a draft fits, from the metadata of both files; 1 where it does not."""
+    fit = check_draft(model_path(args.draft_for), model_path(args.model))
+    if args.json:
+        write_json({"fits": fit.fits, "reason": fit.reason})
+    else:
+        print(printable(f"{'It fits.' if fit.fits else 'It does not fit:'} {fit.reason}".strip()))
+    return 0 if fit.fits else 1
 
 
 def model_facts(file: GGUFFile) -> dict[str, Any]:

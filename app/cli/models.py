@@ -92,7 +92,7 @@ def load(engine: Engine, path: Path, options: LoadOptions, *, chats: bool) -> Mo
     bar = ProgressBar(path.name)
     job = engine.load(path, options)
     try:
-        info = wait_for(job, lambda: _show_progress(bar, job))
+        info = wait_for(job, lambda: show_progress(bar, job))
     except KeyboardInterrupt:
         job.cancel()
         raise
@@ -144,7 +144,8 @@ def wait_for(job: Job[T], meanwhile: Callable[[], None] | None = None) -> T:
                 meanwhile()
 
 
-def _show_progress(bar: ProgressBar, job: Job[ModelInfo]) -> None:
+def show_progress(bar: ProgressBar, job: Job[T]) -> None:
+    """Shows how far a load is."""
     progress = job.progress()
     if progress is not None:
         bar.update(progress.fraction, _STAGES.get(progress.stage, progress.stage))

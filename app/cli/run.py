@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 from app.cli.answers import answer_parallel, answer_request, write_answers, write_end
+from app.cli.drafts import add_draft_arguments, draft_options, load_draft
 from app.cli.input import decoded, stdin_bytes
 from app.cli.models import loaded_engine
 from app.cli.options import add_device_arguments, add_sampling_arguments, generate_request, given_options
@@ -23,16 +25,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device_arguments(parser)
     add_sampling_arguments(parser)
     add_stream_arguments(parser)
+    add_draft_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     text = _prompt(args.text)
     if not text.strip():
         raise RequestError("The prompt is empty.", 'Say something, as in `realm run starter "Hello"`.')
-    options = given_options(args)
+    options, draft = given_options(args), draft_options(args)
     with loaded_engine(
         args.model, args.device, args.context_length, kv_type=args.kv_type, memory_limit=args.memory_limit
     ) as (engine, info):
+        load_draft(engine, args.draft, args.device)
         if info.has_chat_template:
             system = [{"role": "system", "content": args.system}] if args.system else []
             options["messages"] = [*system, {"role": "user", "content": text}]
@@ -41,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
                 raise RequestError("This model has no chat template, so it takes no --system.")
             say("This model has no chat template; it continues the text of the prompt.")
             options["prompt"] = text
-        request = generate_request(options)
+        request = replace(generate_request(options), draft=draft)
         if args.parallel == 1:
             write_end(answer_request(engine, request, write_answer))
         else:
