@@ -32,7 +32,7 @@ from engine.api import (
     ModelInfo,
     Pooling,
 )
-from engine.batch import LoadedModel, Progress
+from engine.batch import KV_BLOCK, LoadedModel, Progress
 from engine.chat_template import ChatTemplate
 from engine.drafts.fit import check_draft_file, compare_vocabularies
 from engine.drafts.loaded import LoadedDraft, draft_options
@@ -419,7 +419,8 @@ class Engine:
             return job.cancel_requested or self._closing
 
         try:
-            bundle = self._loader(path, draft_options(path, options, serving.info.context_length), report, cancelled)
+            room = draft_options(path, options, serving.info.context_length, serving.model.n_blocks * KV_BLOCK)
+            bundle = self._loader(path, room, report, cancelled)
             if cancelled():
                 bundle.model.close()
                 raise JobCancelled

@@ -276,11 +276,11 @@ class Serving:
             if not sequence.n_generated:
                 sequence.stream.put(PrefillProgress(sequence.n_computed, sequence.n_prompt))
             if rows.samples:
-                before, wanted = len(sequence.tokens), 1 + len(rows.guesses)
+                before, wanted = sequence.n_generated, 1 + len(rows.guesses)
                 if not sequence.n_generated:
                     self._fork(sequence, logits[row : row + 1])
                 self._continue(sequence, logits[row : row + wanted])
-                new.append((sequence, len(sequence.tokens) - before))
+                new.append((sequence, sequence.n_generated - before))
                 self._jump_ahead(sequence)
                 row += wanted
         if only_decodes:

@@ -30,8 +30,10 @@ class LoadedDraft:
         )
 
 
-def draft_options(path: Path, options: LoadOptions, context_length: int) -> LoadOptions:
-    """How to load a draft for a model with this context: no longer than that, and than the draft was trained for."""
+def draft_options(path: Path, options: LoadOptions, context_length: int, kv_tokens: int) -> LoadOptions:
+    """How to load a draft for a model with this context, whose cache holds so many tokens of all requests: no longer
+    than that, and than the draft was trained for."""
     with GGUFFile.open(path) as file:
         trained = read_trained_context_length(file)
-    return replace(options, context_length=min(options.context_length or context_length, trained))
+    context = min(options.context_length or context_length, trained)
+    return replace(options, context_length=context, kv_tokens=options.kv_tokens or kv_tokens)
