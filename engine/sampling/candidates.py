@@ -52,27 +52,37 @@ class Candidates:
         """The n largest logits, descending; of equal ones the earlier."""
         if self.descending:
             return self.take(np.arange(min(n, len(self))), True)
-        return self.take(smallest(-self.logits, n), True)
+        return self.take(largest(self.logits, n), True)
+
+
+def largest(keys: Floats, n: int) -> Ids:
+    """Indices of the n largest keys, descending by key; of equal keys the earlier comes first."""
+    if n >= len(keys):
+        return np.argsort(-keys, kind="stable")
+    found = _front(keys, n)
+    return found[np.argsort(-keys[found], kind="stable")[:n]]
 
 
 def smallest(keys: Floats, n: int) -> Ids:
     """Indices of the n smallest keys, ascending by key; of equal keys the earlier comes first."""
-    if n < len(keys):
-        candidates = np.flatnonzero(keys <= _bound(keys, n))
-        return candidates[np.argsort(keys[candidates], kind="stable")[:n]]
-    return np.argsort(keys, kind="stable")
+    return largest(-keys, n)
 
 
-def _bound(keys: Floats, n: int) -> np.float32:
-    """A bound that at least n keys do not exceed, and few more than n.
+def _front(keys: Floats, n: int) -> Ids:
+    """Indices, ascending, of at least the n < len(keys) largest keys and few more.
 
-    The minima of disjoint groups are keys themselves, so the n-th smallest of them is such a bound; it costs
-    one pass instead of a partition of everything.
+    The maxima of disjoint groups are keys themselves, so at least n keys reach the n-th largest of them, and only
+    groups whose maximum does hold any: one pass over everything instead of a partition.
     """
     groups = len(keys) // COLUMNS
-    if groups >= 4 * n:
-        keys = keys[: groups * COLUMNS].reshape(COLUMNS, groups).min(axis=0)
-    return np.partition(keys, n - 1)[n - 1]  # type: ignore[no-any-return]
+    if groups < 4 * n:
+        return np.flatnonzero(keys >= np.partition(keys, -n)[-n])
+    table, rest = keys[: groups * COLUMNS].reshape(COLUMNS, groups), keys[groups * COLUMNS :]
+    highest = table.max(axis=0)
+    bound = np.partition(highest, -n)[-n]
+    columns = np.flatnonzero(highest >= bound)
+    row, place = np.nonzero(table[:, columns] >= bound)
+    return np.concatenate([row * groups + columns[place], groups * COLUMNS + np.flatnonzero(rest >= bound)])
 
 
 def top_k(candidates: Candidates, k: int) -> Candidates:
@@ -173,7 +183,7 @@ def xtc(candidates: Candidates, threshold: float) -> Candidates:
     tops = np.flatnonzero(weights >= np.float32(threshold) * weights.sum(dtype=np.float64))
     if len(tops) < 2:
         return candidates
-    by_likelihood = tops[smallest(-candidates.logits[tops], len(tops))]
+    by_likelihood = tops[largest(candidates.logits[tops], len(tops))]
     kept = np.ones(len(candidates), bool)
     kept[by_likelihood[:-1]] = False
     return candidates.take(np.flatnonzero(kept), candidates.descending)
