@@ -386,7 +386,7 @@ class Serving:
                 if reason is not None:
                     self._finish(sequence, reason)
                     return
-                if not accepted:
+                if not accepted or self._forced(sequence):  # what a grammar forces is not chosen, guessed or not
                     break
             if guess.tokens:
                 self._scheduler.drop_guesses(sequence)
@@ -438,11 +438,17 @@ class Serving:
         sequence.stream.put(event)
         return reason, accepted
 
+    @staticmethod
+    def _forced(sequence: Sequence) -> list[int]:
+        """Tokens that the grammar of an answer forces; none where their log probabilities are asked for, as tokens that
+        were not drawn have none to tell."""
+        if sequence.logprobs or sequence.stream.ended:
+            return []
+        return sequence.sampler.forced_tokens()[: LONGEST_JUMP - 1]
+
     def _jump_ahead(self, sequence: Sequence) -> None:
         """Adds the tokens that the grammar of an answer forces; the next step computes them all at once."""
-        if sequence.logprobs or sequence.stream.ended:  # tokens that were not drawn have no probability to tell
-            return
-        for token in sequence.sampler.forced_tokens()[: LONGEST_JUMP - 1]:
+        for token in self._forced(sequence):
             sequence.guess = None
             sequence.sampler.accept(token)
             now = perf_counter()

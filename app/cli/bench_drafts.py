@@ -11,7 +11,7 @@ from app.cli.answers import Answer, answer_request
 from app.cli.drafts import draft_options, load_draft
 from app.cli.models import loaded_engine, wait_for
 from app.cli.terminal import ProgressBar, printable, table, write_json
-from engine.api import DraftKind, DraftOptions, GenerateRequest, SamplingParams
+from engine.api import DraftKind, DraftOptions, GenerateRequest, ModelInfo, SamplingParams
 from engine.engine import Engine
 from engine.measure import random_tokens
 
@@ -68,15 +68,28 @@ class Case:
 
 
 def run_drafts(args: argparse.Namespace) -> int:
-    """Answers each case by turns without and with guesses, after a round that warms up; the ratio is the median of the
-    ratios of neighbours."""
     draft = draft_options(args)
     assert draft is not None
+    answer = drafts_measured(
+        args.model, args.device, draft, args.draft, args.decode_tokens, args.repetitions, seed=args.seed
+    )
+    if args.json:
+        write_json(answer)
+    else:
+        print(printable(drafts_text(answer)))
+    return 0
+
+
+def drafts_measured(
+    model: str, device: str, draft: DraftOptions, name: str | None, n_decode: int, repetitions: int, *, seed: int = 1
+) -> dict[str, Any]:
+    """Answers each case by turns without and with guesses, after a round that warms up; the gain is the median of the
+    ratios of neighbours. name: of the draft model, where one guesses."""
     bar = ProgressBar("bench")
-    with loaded_engine(args.model, args.device, max(CONTEXT, args.decode_tokens + 512)) as (engine, info):
-        load_draft(engine, args.draft, args.device)
-        cases = _cases(engine, info.has_chat_template, info.vocab_size, args, draft.kind)
-        rounds = args.repetitions + 1
+    with loaded_engine(model, device, max(CONTEXT, n_decode + 512)) as (engine, info):
+        load_draft(engine, name, device)
+        cases = _cases(engine, info, n_decode, seed, draft.kind)
+        rounds = repetitions + 1
         try:
             for round_ in range(rounds):
                 for index, case in enumerate(cases):
@@ -84,40 +97,30 @@ def run_drafts(args: argparse.Namespace) -> int:
                     _measure(engine, case, draft, warm_up=not round_)
         finally:
             bar.clear()
-    answer = {
+    return {
         "model": str(info.path),
-        "draft": args.draft or "n-gram",
+        "draft": name or "n-gram",
         "device": info.device.id,
-        "decode_tokens": args.decode_tokens,
-        "repetitions": args.repetitions,
+        "decode_tokens": n_decode,
+        "repetitions": repetitions,
         "cases": {case.name: _facts(case) for case in cases},
     }
-    if args.json:
-        write_json(answer)
-    else:
-        print(printable(_text(answer)))
-    return 0
 
 
-def _cases(engine: Engine, chats: bool, n_vocab: int, args: argparse.Namespace, kind: DraftKind) -> list[Case]:
-    edit: dict[str, Any] = {"messages": [{"role": "user", "content": EDIT}]} if chats else {"prompt": f"{EDIT}\n\n"}
+def _cases(engine: Engine, info: ModelInfo, n_decode: int, seed: int, kind: DraftKind) -> list[Case]:
+    chat: dict[str, Any] = {"messages": [{"role": "user", "content": EDIT}]}
+    edit = chat if info.has_chat_template else {"prompt": f"{EDIT}\n\n"}
     avoid = wait_for(engine.call(lambda _, tokenizer: frozenset(tokenizer.end_tokens), uses_kv=False))
-    noise = random_tokens(n_vocab, 64, args.seed, avoid)
-    common: dict[str, Any] = {"max_tokens": args.decode_tokens, "ignore_eos": True}
+    noise = random_tokens(info.vocab_size, 64, seed, avoid)
+    common: dict[str, Any] = {"max_tokens": n_decode, "ignore_eos": True}
+    usual, neutral = SamplingParams(seed=seed), replace(NEUTRAL, seed=seed)
     cases = [
         Case("edit of code, greedy", GenerateRequest(**edit, **common, sampling=GREEDY)),
         Case("prose, greedy", GenerateRequest(prompt=PROSE, **common, sampling=GREEDY)),
+        Case("random text, temperature 1", GenerateRequest(prompt_tokens=noise, **common, sampling=neutral)),
     ]
     if kind is DraftKind.MODEL:
-        cases.append(
-            Case("prose, temperature 0.8", GenerateRequest(prompt=PROSE, **common, sampling=SamplingParams(seed=1)))
-        )
-    cases.append(
-        Case(
-            "random text, temperature 1",
-            GenerateRequest(prompt_tokens=noise, **common, sampling=replace(NEUTRAL, seed=1)),
-        )
-    )
+        cases.insert(2, Case("prose, temperature 0.8", GenerateRequest(prompt=PROSE, **common, sampling=usual)))
     return cases
 
 
@@ -150,7 +153,7 @@ def _facts(case: Case) -> dict[str, Any]:
     }
 
 
-def _text(answer: dict[str, Any]) -> str:
+def drafts_text(answer: dict[str, Any]) -> str:
     rows = [["", "without", "guessing", "gain", "accepted", "greedy answer"]]
     for name, facts in answer["cases"].items():
         drafted = facts["drafted_tokens"]

@@ -1,6 +1,7 @@
 """Measures Realm beside llama.cpp and beside what memory allows; `make bench`.
 
-    python -m tests.tools.performance [MODEL ...] [--peer PYTHON] [--kernels] [--lora] [--write docs/performance.md]
+    python -m tests.tools.performance [MODEL ...] [--peer PYTHON] [--kernels] [--lora] [--drafts]
+        [--write docs/performance.md]
 
 MODEL: GGUF files; the starter model where none is given. --peer (or REALM_PEER_PYTHON): a Python that has llama_cpp;
 without one only Realm is measured. Runs alternate, Realm and the peer by turns, each in a process that stays loaded;
@@ -16,6 +17,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,15 +25,18 @@ from typing import Any
 
 import numpy as np
 
+from app.cli.bench_drafts import drafts_measured, drafts_text
 from app.cli.bench_lora import adapters_measured, adapters_text
 from app.cli.bench_streams import measure_streams, text_of
 from app.hub.starter import fetch_starter
-from engine.api import DeviceInfo, LoadOptions
+from engine.api import DeviceInfo, DraftKind, DraftOptions, LoadOptions
 from engine.batch import KV_BLOCK, Batch, LoadedModel
 from engine.devices import choose_device
+from engine.gguf import GGUFFile
 from engine.loader import load_model
 from engine.measure import KernelTime, Peaks, measure_kernels, other_cases, product_cases
 from engine.measure.kernels import FIRST_TYPES
+from engine.quantize import plan_quantisation, quantize_file
 from tests.tools.bench_records import Change, Setting, compare_and_record, processor_name
 
 
@@ -231,6 +236,39 @@ def adapters_page(measured: dict[str, Any]) -> str:
     )
 
 
+def drafts_page(model: Path, device: str, repetitions: int) -> str:
+    """Guessing for an F16 copy of a model: by n-grams and by a copy of it in Q4_0; and by n-grams for the model itself.
+
+    What `realm bench --ngram` and `realm bench --draft PATH` measure.
+    """
+    ngram, by_model = DraftOptions(DraftKind.NGRAM), DraftOptions(DraftKind.MODEL)
+    with tempfile.TemporaryDirectory() as folder:
+        wide, narrow = Path(folder) / "F16.gguf", Path(folder) / "Q4_0.gguf"
+        for source, out, kind in ((model, wide, "F16"), (wide, narrow, "Q4_0")):
+            with GGUFFile.open(source) as file:
+                quantize_file(file, plan_quantisation(file, kind), out)
+        measured = [
+            drafts_measured(str(wide), device, by_model, str(narrow), 128, repetitions),
+            drafts_measured(str(wide), device, ngram, None, 128, repetitions),
+            drafts_measured(str(model), device, ngram, None, 128, repetitions),
+        ]
+    texts = "\n\n".join(drafts_text(one).replace(f"{folder}/", "") for one in measured)
+    return "\n".join(
+        (
+            "## Guessing tokens",
+            "",
+            f"Copies of {model.name} in F16 and Q4_0. Answers without and with guesses take turns; gains are",
+            "medians of the ratios of neighbours, with the smallest and the largest. It switches itself off where it",
+            "does not pay, as with random text. `realm bench --draft PATH` and `--ngram` measure it.",
+            "",
+            "```",
+            texts,
+            "```",
+            "",
+        )
+    )
+
+
 def page(results: list[Result], repetitions: int, command: str) -> str:
     bandwidth = next((r.bandwidth for r in results if r.bandwidth), None)
     return f"""# Performance
@@ -277,6 +315,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--decode-at", type=int, nargs="*", default=[1, 512])
     parser.add_argument("--kernels", action="store_true", help="time each kernel alone too")
     parser.add_argument("--lora", action="store_true", help="measure what adapters cost too")
+    parser.add_argument("--drafts", action="store_true", help="measure what guessing tokens gains too")
     parser.add_argument("--accept", action="store_true", help="record also what became slower")
     parser.add_argument("--streams", type=int, default=0, metavar="N", help="measure N answers at once too")
     parser.add_argument("--write", type=Path)
@@ -298,6 +337,10 @@ def main(arguments: list[str] | None = None) -> int:
         written += "\n" + section
     if options.lora:
         section = adapters_page(adapters_measured(str(models[0]), options.device, (), 16, 128, options.repetitions))
+        print("\n" + section)
+        written += "\n" + section
+    if options.drafts:
+        section = drafts_page(models[0], options.device, options.repetitions)
         print("\n" + section)
         written += "\n" + section
     if options.streams:
