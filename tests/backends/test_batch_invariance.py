@@ -86,6 +86,22 @@ def test_a_row_is_the_same_where_segments_grow_longer(fixtures_dir: Path) -> Non
     model.close()
 
 
+def test_rows_that_check_a_draft_are_as_lone_ones_on_the_gpu_executor(
+    fixtures_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REALM_EXECUTOR", "gpu")
+    file = GGUFFile.open(fixtures_dir / "tiny_models" / "llama-q4_k_m.gguf")
+    model = load("opencl", file, read_architecture(file).graph, n_blocks=40)  # type: ignore[arg-type]
+    n, last = 200, 60
+    tokens = np.random.default_rng(2).integers(3, model.n_vocab, n).astype(np.int32)
+    _steps(model, tokens, 0, [n - last], 0)
+    alone = _steps(model, tokens, n - last, [1] * last, last)
+    for lengths, others in (([16, 2, 9, 7, 5, 16, 1, 4], 0), ([1, 4, 12, 2, 3, 8] * 2, 6)):
+        got = _steps(model, tokens, n - last, lengths, last, others)
+        np.testing.assert_array_equal(got, alone[: len(got)])
+    model.close()
+
+
 @pytest.mark.parametrize("kv_type", ["q8_0", "q4_0"])
 @pytest.mark.parametrize("name", ["llama-q4_k_m", "gemma3", "deepseek2"])
 def test_a_row_is_the_same_with_a_cache_of_whole_numbers(fixtures_dir: Path, name: str, kv_type: str) -> None:

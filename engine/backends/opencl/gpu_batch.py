@@ -18,8 +18,9 @@ MAX_ROPES = HEADER_WORDS - 11
 ROWS_WORD, LOGIT_ROWS_WORD = 0, 1
 """Where kernels read how many rows there are."""
 
-LONE_ROWS = 4
-"""So many adjacent rows of a sequence, or fewer, attend one by one: they share little, and read long caches."""
+LONE_ROWS = 16
+"""So many adjacent rows of a sequence, or fewer, attend one by one: so the rows that check a draft come to the same bits
+as lone ones. Tiles add up in another order, and rows of a longer prefill differ in the last bits."""
 
 SPLIT_KEYS = 128
 MAX_SPLITS = 64
