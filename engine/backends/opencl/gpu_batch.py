@@ -20,7 +20,7 @@ ROWS_WORD, LOGIT_ROWS_WORD = 0, 1
 
 LONE_ROWS = 16
 """So many adjacent rows of a sequence, or fewer, attend one by one: so the rows that check a draft come to the same bits
-as lone ones. Tiles add up in another order, and rows of a longer prefill differ in the last bits."""
+as lone ones. Tiles add up in another order: rows of a longer prefill differ in their last bits."""
 
 SPLIT_KEYS = 128
 MAX_SPLITS = 64
