@@ -19,8 +19,8 @@ ROWS_WORD, LOGIT_ROWS_WORD = 0, 1
 """Where kernels read how many rows there are."""
 
 LONE_ROWS = 16
-"""So many adjacent rows of a sequence, or fewer, attend one by one: so the rows that check a draft come to the same bits
-as lone ones. Tiles add up in another order: rows of a longer prefill differ in their last bits."""
+"""So many adjacent rows of a sequence, or fewer, attend one by one: so rows that check a draft come to the bits of lone
+ones. Tiles add up in another order: rows of a longer prefill differ in their last bits."""
 
 SPLIT_KEYS = 128
 MAX_SPLITS = 64
