@@ -48,9 +48,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class MemoryUse:
+    """streamed_bytes: weights that are not among weight_bytes: every step reads them from the file again."""
+
     weight_bytes: int
     kv_bytes: int
     scratch_bytes: int
+    streamed_bytes: int = 0
 
 
 class LoadedModel(Protocol):

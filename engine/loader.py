@@ -71,7 +71,9 @@ def load_model(
     device = choose_device(options.device)
     planned = _plan(file, graph, device, options, wanted, default)
     context = planned.context_length
-    model = _place(file, graph, device, _blocks(graph, options, context), options.kv_type, progress, cancelled)
+    blocks = _blocks(graph, options, context)
+    budget = planned.weight_budget
+    model = _place(file, graph, device, blocks, options.kv_type, progress, cancelled, weight_budget=budget)
     memory = model.memory()
     types = Counter[str]()
     for info in file.tensors.values():
@@ -79,6 +81,12 @@ def load_model(
     notes = list(tokenizer.warnings)
     if options.device == "auto" and device.id == "numpy":
         notes.append(f"numpy computes, slower than OpenCL would: {why_numpy()}")
+    if planned.weight_budget is not None:
+        notes.append(
+            f"{device.name} has {planned.free_bytes / 1e6:.0f} MB for this model, too little for its weights: "
+            f"{planned.streamed_bytes / 1e6:.0f} MB of them are read from the file in every step, so answers come "
+            "at the speed of the disk."
+        )
     if planned.limited:
         notes.append(
             f"{device.name} has {planned.free_bytes / 1e9:.1f} GB free, so the context is {context} tokens long "
@@ -140,10 +148,18 @@ def plan_model(path: Path, options: LoadOptions) -> MemoryPlan:
 def _plan(
     file: GGUFFile, graph: Graph, device: DeviceInfo, options: LoadOptions, wanted: int | None, default: int
 ) -> MemoryPlan:
-    def predict(context: int) -> MemoryUse:
-        blocks = _blocks(graph, options, context)
-        model = _place(file, graph, device, blocks, options.kv_type, lambda *_: None, lambda: False, plan_only=True)
-        return model.memory()
+    def predict(context: int, budget: int | None = None) -> MemoryUse:
+        return _place(
+            file,
+            graph,
+            device,
+            _blocks(graph, options, context),
+            options.kv_type,
+            lambda *_: None,
+            lambda: False,
+            plan_only=True,
+            weight_budget=budget,
+        ).memory()
 
     name = file.str("general.name", "") or file.path.stem
     return plan_memory(predict, device=device, name=name, wanted=wanted, default=default, limit=options.memory_limit)
@@ -171,11 +187,14 @@ def _place(
     progress: Progress,
     cancelled: Callable[[], bool],
     plan_only: bool = False,
+    weight_budget: int | None = None,
 ) -> LoadedModel:
     if device.id == "numpy":
         from engine.backends.numpy_backend import NumpyModel
 
         budget = min(NUMPY_BUDGET_BYTES, (total_memory_bytes() or 8 << 30) // 4)
+        if weight_budget is not None:
+            budget = min(budget, weight_budget)
         return NumpyModel(
             file,
             graph,
@@ -198,4 +217,5 @@ def _place(
         progress=progress,
         cancelled=cancelled,
         plan_only=plan_only,
+        weight_budget=weight_budget,
     )

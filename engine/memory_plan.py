@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from engine.api import DeviceInfo
 from engine.batch import MemoryUse
@@ -30,8 +30,15 @@ ROUNDED_TO = 256
 SLACK = 0.97
 """The part of the free memory that is planned with: other programs move meanwhile."""
 
-Predict = Callable[[int], MemoryUse]
-"""predict(context length): what the backend takes. Raises OutOfMemoryError where no allocation can be as large."""
+STREAMED_CONTEXT = 2048
+"""The longest context that is chosen for a model whose weights do not fit."""
+
+
+class Predict(Protocol):
+    def __call__(self, context: int, budget: int | None = None) -> MemoryUse:
+        """What the backend takes for a context, its weights keeping to `budget` bytes, if there is one, by being read
+        from the file again and again. Raises OutOfMemoryError where that cannot be."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,7 @@ class MemoryPlan:
     """Bytes on the device, and of the process beside them. free_bytes: what the device had before, 0 if unknown.
 
     limited: the context is shorter than it would be with more memory.
+    weight_budget: the bytes that weights have to keep to; streamed_bytes of them are read in every step.
     """
 
     device: DeviceInfo
@@ -49,6 +57,8 @@ class MemoryPlan:
     process_bytes: int
     free_bytes: int
     limited: bool = False
+    weight_budget: int | None = None
+    streamed_bytes: int = 0
 
     @property
     def device_bytes(self) -> int:
@@ -82,9 +92,10 @@ def plan_memory(
     context = default if wanted is None else wanted
     process = process_memory_bytes() + PROGRAM_BYTES
 
-    def plan(length: int, use: MemoryUse) -> MemoryPlan:
+    def plan(length: int, use: MemoryUse, budget: int | None = None) -> MemoryPlan:
         sizes = (use.weight_bytes, use.kv_bytes, use.scratch_bytes)
-        return MemoryPlan(device, length, *sizes, process, free, limited=length < context)
+        limited = length < context
+        return MemoryPlan(device, length, *sizes, process, free, limited, budget, use.streamed_bytes)
 
     whole, least = _try(predict, context), min(context, LEAST_CONTEXT)
     if whole is not None and (not free or _total(whole) <= free):
@@ -92,6 +103,11 @@ def plan_memory(
     fits = _longest(predict, free, least, context)
     if fits is not None and wanted is None:
         return plan(fits, predict(fits))
+    if device.kind == "cpu" and free:
+        length = context if wanted is not None else min(context, STREAMED_CONTEXT)
+        streamed = _streamed(predict, free, length)
+        if streamed is not None:
+            return plan(length, *streamed)
     # nothing fits, or not what was asked for; where even the least cannot be, the backend says why
     smallest = whole or predict(least)
     if not free:
@@ -109,6 +125,19 @@ def _try(predict: Predict, length: int) -> MemoryUse | None:
         return predict(length)
     except OutOfMemoryError:
         return None
+
+
+def _streamed(predict: Predict, free: int, length: int) -> tuple[MemoryUse, int] | None:
+    """What it takes when weights keep to what is left of the free memory, and how much that is; None if they cannot."""
+    whole = _try(predict, length)
+    if whole is None:
+        return None
+    budget = free - whole.kv_bytes - whole.scratch_bytes
+    try:
+        use = predict(length, max(0, budget))
+    except OutOfMemoryError:
+        return None
+    return (use, budget) if _total(use) <= free else None
 
 
 def _total(use: MemoryUse) -> int:

@@ -161,6 +161,7 @@ def _plan_facts(plan: MemoryPlan) -> dict[str, Any]:
         "process_bytes": plan.process_bytes,
         "peak_bytes": plan.peak_bytes,
         "free_bytes": plan.free_bytes,
+        "streamed_bytes": plan.streamed_bytes,
     }
 
 
@@ -172,6 +173,7 @@ def _plan_rows(plan: MemoryPlan) -> list[list[str]]:
         ["weights", bytes_text(plan.weight_bytes)],
         ["keys and values", f"{bytes_text(plan.kv_bytes)} for a context of {plan.context_length} tokens{shorter}"],
         ["scratch", bytes_text(plan.scratch_bytes)],
+        *([["from the file", f"{bytes_text(plan.streamed_bytes)} in every step"]] if plan.streamed_bytes else []),
         ["together", f"{bytes_text(plan.device_bytes)} on the device"],
         ["process", f"{bytes_text(plan.peak_bytes)} at its peak, when the whole context is in use"],
     ]

@@ -88,13 +88,22 @@ class GGUFFile(TypedKeys):
 
 def release_pages(data: NDArray[np.uint8]) -> None:
     """Tells the system that pages of the memory map are no longer wanted, so that they do not count as ours."""
+    _advise(data, "MADV_DONTNEED")
+
+
+def will_need(data: NDArray[np.uint8]) -> None:
+    """Tells the system that pages of the memory map are wanted soon, so that it reads them ahead."""
+    _advise(data, "MADV_WILLNEED")
+
+
+def _advise(data: NDArray[np.uint8], advice: str) -> None:
     base: Any = data
     while isinstance(base, np.ndarray):
         base = base.base
     mapped = base.obj if isinstance(base, memoryview) else base
-    if not isinstance(mapped, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
+    if not isinstance(mapped, mmap.mmap) or not hasattr(mmap, advice):
         return
     start = np.frombuffer(mapped, np.uint8, 1).__array_interface__["data"][0]
     first = data.__array_interface__["data"][0] - start
     page = mmap.PAGESIZE
-    mapped.madvise(mmap.MADV_DONTNEED, first // page * page, data.nbytes + first % page)
+    mapped.madvise(getattr(mmap, advice), first // page * page, data.nbytes + first % page)

@@ -21,7 +21,7 @@ GPU = DeviceInfo("fake", "Some GPU", "", "gpu", "", 10_000_000)
 MB = 1_000_000
 
 
-def predict(context: int) -> MemoryUse:
+def predict(context: int, budget: int | None = None) -> MemoryUse:
     """4 MB of weights, 1 kB for each position, 1 MB beside."""
     if context > 20_000:
         raise OutOfMemoryError("One piece of it would be too large.")

@@ -169,7 +169,7 @@ class NumpyModel:
         kv = sum(keys.nbytes + values.nbytes for keys, values in self._caches)
         widest = max(op.out.width for op in self._graph.operations if op.out != self._graph.logits)
         scratch = 4 * BLOCK_VALUES + 4 * self.max_rows * widest + 4 * LOGIT_ROWS * self._graph.logits.width
-        return MemoryUse(self._weights.nbytes, kv, scratch)
+        return MemoryUse(self._weights.nbytes, kv, scratch, self._weights.streamed_bytes)
 
     def read_bandwidth(self) -> float | None:
         return None

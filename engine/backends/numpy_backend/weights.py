@@ -36,6 +36,7 @@ class Weights:
         self._tensors: dict[str, Array] = {}
         self._kept: dict[Weight, Array] = {}
         self.nbytes = 0
+        self._left_out: dict[str, int] = {}
         order = sorted(shares, key=lambda w: 2.0 if w.rows == 1 else shares[w], reverse=True)
         for i, weight in enumerate(order):
             if cancelled():
@@ -45,6 +46,7 @@ class Weights:
             size = 4 * info.n_values
             if weight.name not in self._tensors:
                 if weight.rows > 1 and size > budget_bytes:
+                    self._left_out[weight.name] = info.nbytes
                     continue
                 budget_bytes -= size
                 self.nbytes += size
@@ -57,6 +59,11 @@ class Weights:
             first = weight.first * (weight.columns if weight.rows > 1 else 1)
             part = values[first : first + weight.rows * weight.columns]
             self._kept[weight] = part.reshape(weight.rows, weight.columns)
+
+    @property
+    def streamed_bytes(self) -> int:
+        """Bytes of the file that are expanded again whenever they are used."""
+        return sum(self._left_out.values())
 
     def row_bytes(self, weight: Weight) -> float:
         """Bytes that reading one row of a weight takes."""

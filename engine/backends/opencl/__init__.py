@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from engine.api import DeviceInfo
 from engine.batch import LoadedModel, Progress
-from engine.errors import UnsupportedModelError
+from engine.errors import OutOfMemoryError, UnsupportedModelError
 from engine.gguf import GGUFFile
 from engine.graph import Graph
 
@@ -28,10 +28,13 @@ def load(
     progress: Progress,
     cancelled: Callable[[], bool],
     plan_only: bool = False,
+    weight_budget: int | None = None,
 ) -> LoadedModel:
     """Puts a model onto an OpenCL device. Raises DeviceError and UnsupportedModelError.
 
     plan_only: nothing is allocated; of the model only memory() serves.
+    weight_budget: bytes that weights may take, the rest being read from the file in every step; on CPUs only, others
+        raise OutOfMemoryError.
     """
     from engine.backends.opencl.platforms import devices
 
@@ -45,6 +48,8 @@ def load(
                 "Choose the type f16, or a CPU as device.",
             )
 
+        if weight_budget is not None:
+            raise OutOfMemoryError(f"{device.name} has too little memory for the weights.", "Choose a smaller model.")
         return GpuModel(
             file, graph, device=device, n_blocks=n_blocks, progress=progress, cancelled=cancelled, plan_only=plan_only
         )
@@ -59,6 +64,7 @@ def load(
         progress=progress,
         cancelled=cancelled,
         plan_only=plan_only,
+        weight_budget=weight_budget,
     )
 
 

@@ -84,8 +84,12 @@ class OpenCLModel:
         progress: Progress,
         cancelled: Callable[[], bool],
         plan_only: bool = False,
+        weight_budget: int | None = None,
     ) -> None:
-        """plan_only: nothing is allocated; of the model only memory() serves."""
+        """plan_only: nothing is allocated; of the model only memory() serves.
+
+        weight_budget: bytes that weights may take; what does not fit is read from the file in every step.
+        """
         import pyopencl as cl
 
         self.device = device
@@ -99,6 +103,7 @@ class OpenCLModel:
         self._weights = DeviceWeights(file, self._on, graph)
         is_float = {name: FORMATS[name].is_float for name in self._weights.format_names()}
         self._program = lower(graph, self._weights.types, is_float, self._on.workers, kv_type)
+        self._parts = self._weights.stream(self._program.phases, weight_budget)
         self._max_logit_rows = MAX_LOGIT_ROWS if graph.causal else self.max_rows
         if len(self._program.ropes) > MAX_ROPES:
             raise UnsupportedModelError(
@@ -118,7 +123,7 @@ class OpenCLModel:
             progress("compiling", 0.0, ", ".join(names))
             program = self._on.build(step_source(names, self._on.relax, widest, kv_type))
             self._whole, self._to_hidden = (
-                [_Replay(cl.Kernel(program, "run_step")) for _ in range(2)] for _ in range(2)
+                [_Replay([cl.Kernel(program, "run_step") for _ in self._parts]) for _ in range(2)] for _ in range(2)
             )
             self._tools = self._on.build(_TOOLS)
             self._adapters = DeviceAdapters(self._program, self._on.queue, self._address)
@@ -186,7 +191,8 @@ class OpenCLModel:
         scratch = self._program.scratch_bytes_per_row * self.max_rows
         scratch += self._program.logit_bytes_per_row * self._max_logit_rows
         weights = self._weights.total_bytes + (self._adapters.n_bytes if self._adapters else 0)
-        return MemoryUse(weights, self._kv_bytes, scratch + self._partial_bytes + 4 * self._in_words)
+        scratch += self._partial_bytes + 4 * self._in_words
+        return MemoryUse(weights, self._kv_bytes, scratch, self._weights.streamed_bytes)
 
     def read_bandwidth(self) -> float | None:
         return self._bandwidth
@@ -225,7 +231,9 @@ class OpenCLModel:
         words = self._fill_input(batch, step.parity)
         try:
             cl.enqueue_copy(self._on.queue, self._in, self._input[:words], is_blocking=False)
-            cl.enqueue_nd_range_kernel(self._on.queue, step.kernel, (4 * self._on.workers,), (1,))
+            for part in range(step.n_parts):
+                self._weights.bring(part)
+                cl.enqueue_nd_range_kernel(self._on.queue, step.kernels[part], (4 * self._on.workers,), (1,))
             if len(out):
                 cl.enqueue_copy(self._on.queue, out, buffer, src_offset=offset, is_blocking=False)
             self._on.queue.finish()
@@ -331,16 +339,20 @@ class OpenCLModel:
         ops_buffer = cl.Buffer(context, flags, hostbuf=ops)
         self._buffers.append(ops_buffer)
         is_plain = np.array([phase[0].kind != "lora" for phase in self._program.phases])
+        workers = np.int32(self._on.workers)
         for replays, length in ((self._whole, len(counts)), (self._to_hidden, self._program.hidden_phases)):
-            if not length:
-                continue
-            for replay, part in zip(replays, (phases[:length][is_plain[:length]], phases[:length]), strict=True):
-                clear = np.zeros(2 * 32 * len(part), np.int32)
-                counters = cl.Buffer(context, cl.mem_flags.READ_WRITE | cl.mem_flags.COPY_HOST_PTR, hostbuf=clear)
-                phases_buffer = cl.Buffer(context, flags, hostbuf=np.ascontiguousarray(part))
-                self._buffers += [phases_buffer, counters]
-                workers = np.int32(self._on.workers)
-                replay.kernel.set_args(ops_buffer, phases_buffer, np.int32(len(part)), self._in, counters, workers)
+            for with_adapters, replay in enumerate(replays):
+                for part, kernel in zip(self._parts, replay.kernels, strict=True):
+                    of_part = slice(part.first, min(part.last, length))
+                    some = phases[of_part] if with_adapters else phases[of_part][is_plain[of_part]]
+                    if not len(some):
+                        continue
+                    clear = np.zeros(2 * 32 * len(some), np.int32)
+                    counters = cl.Buffer(context, cl.mem_flags.READ_WRITE | cl.mem_flags.COPY_HOST_PTR, hostbuf=clear)
+                    phases_buffer = cl.Buffer(context, flags, hostbuf=np.ascontiguousarray(some))
+                    self._buffers += [phases_buffer, counters]
+                    kernel.set_args(ops_buffer, phases_buffer, np.int32(len(some)), self._in, counters, workers)
+                    replay.n_parts = self._parts.index(part) + 1
         queue.finish()
 
     def _address(self, buffer: Any) -> int:
@@ -374,9 +386,10 @@ class OpenCLModel:
 
 @dataclass
 class _Replay:
-    """The kernel of a step over phases of the program, and which set of its counters is next."""
+    """A step over phases of the program: a kernel for each part, and which set of its counters is next."""
 
-    kernel: Any
+    kernels: list[Any]
+    n_parts: int = 0  # that have anything to do
     parity: int = 0
 
 

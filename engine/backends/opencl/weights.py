@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 
 from engine.backends.opencl import gpu_source
 from engine.backends.opencl.formats import FORMATS, GROUP
+from engine.backends.opencl.lowering import Step
 from engine.backends.opencl.memory import allocate
 from engine.backends.opencl.platforms import Device
 from engine.backends.opencl.source import repack_source
+from engine.backends.opencl.streaming import Part, Streaming, cut_program
 from engine.batch import Progress
 from engine.errors import OutOfMemoryError, UnsupportedModelError
-from engine.gguf import GGUFFile, release_pages
+from engine.gguf import GGUFFile, release_pages, will_need
 from engine.graph import Embed, ExpertLinear, Graph, Linear, Weight, weights_of
 from engine.quants import dequantize
 
@@ -37,14 +39,49 @@ class DeviceWeights:
         self.matrices = _matrices(graph)
         self.types = {w.name: self._type(w) for w in weights}
         self.place: dict[Weight, tuple[int, int]] = {}
-        limit = int(device.handle.max_mem_alloc_size)
+        self.buffers: list[Any] = []
+        self.sizes: list[int] = []
+        self._arrange(weights)
+        self._tables = {op.table for op in graph.operations if isinstance(op, Embed)}
+        self._streaming = Streaming([])
+        self._in_slot: int | None = None  # the part whose weights the slot holds
+
+    def stream(self, phases: Sequence[Sequence[Step]], budget: int | None) -> list[Part]:
+        """Arranges the weights anew so that they take at most `budget` bytes; the parts in which the phases then run.
+
+        Raises OutOfMemoryError where that cannot be.
+        """
+        if budget is not None:
+            budget -= STAGING_BYTES
+        movable = self.matrices - self._tables
+        self._streaming = cut_program(phases, self.weights, movable, self._bytes, budget)
+        moved = self._streaming.weights
+        if moved:
+            self._arrange([weight for weight in self.weights if weight not in moved])
+            for part in self._streaming.parts:
+                self.place.update({weight: (len(self.sizes), offset) for weight, offset in part.weights.items()})
+            self.sizes.append(self._streaming.slot_bytes)
+        return self._streaming.parts
+
+    @property
+    def streamed_bytes(self) -> int:
+        """Bytes of the file that a step reads again."""
+        return sum(self._file_bytes(weight) for weight in self._streaming.weights)
+
+    def _file_bytes(self, weight: Weight) -> int:
+        info = self.file.tensors[weight.name]
+        return int(info.nbytes / info.n_values * weight.rows * weight.columns)
+
+    def _arrange(self, weights: Sequence[Weight]) -> None:
+        limit = int(self.device.handle.max_mem_alloc_size)
+        self.place = {}
         sizes = [0]
         for weight in weights:
             size = self._bytes(weight)
             if size > limit:
                 raise OutOfMemoryError(
                     f"The tensor {weight.name!r} takes {size / 1e9:.1f} GB, "
-                    f"but {device.handle.name.strip()} allows {limit / 1e9:.1f} GB in one piece.",
+                    f"but {self.device.handle.name.strip()} allows {limit / 1e9:.1f} GB in one piece.",
                     "Choose a smaller quantisation of the model, or the device numpy.",
                 )
             if sizes[-1] + size > min(limit, 1 << 30) and sizes[-1]:
@@ -52,11 +89,10 @@ class DeviceWeights:
             self.place[weight] = (len(sizes) - 1, sizes[-1])
             sizes[-1] += size
         self.sizes = sizes
-        self.buffers: list[Any] = []
 
     @property
     def total_bytes(self) -> int:
-        return sum(self.sizes)
+        return sum(self.sizes) + (STAGING_BYTES if self._streaming.slot_bytes else 0)
 
     def format_names(self) -> list[str]:
         """The types of the matrices, in the order in which operations number them."""
@@ -87,12 +123,15 @@ class DeviceWeights:
         else:
             program = self.device.build(repack_source(names))
         kernel_name = "repack_items" if self.on_gpu else "repack"
-        kernels = {name: cl.Kernel(program, f"{kernel_name}_{name}") for name in names}
-        staging = cl.Buffer(context, cl.mem_flags.READ_ONLY, STAGING_BYTES)
+        self._kernels = kernels = {name: cl.Kernel(program, f"{kernel_name}_{name}") for name in names}
+        self._staging = staging = cl.Buffer(context, cl.mem_flags.READ_ONLY, STAGING_BYTES)
         done = 0
+        moved = self._streaming.weights
         for weight in self.weights:
             if cancelled():
                 break
+            if weight in moved:
+                continue
             buffer, offset = self.place[weight]
             data = self.file.data(weight.name)
             if weight not in self.matrices:
@@ -106,9 +145,29 @@ class DeviceWeights:
             done += self._bytes(weight)
             progress("weights", done / self.total_bytes, weight.name)
         queue.finish()
-        staging.release()
+        if not moved:
+            staging.release()
+
+    def bring(self, index: int) -> None:
+        """Brings the weights of a part from the file into the slot, and asks the system for those of the next."""
+        parts = self._streaming.parts
+        if self._in_slot == index or not parts[index].weights:
+            return
+        following = next(p for p in [*parts[index + 1 :], *parts] if p.weights)
+        for weight in following.weights:
+            will_need(self._rows(weight))
+        for weight in parts[index].weights:
+            buffer, offset = self.place[weight]
+            data = self._rows(weight)
+            self._repack(self._kernels[self.types[weight.name]], self._staging, data, weight, buffer, offset)
+        self._in_slot = index
+
+    def _rows(self, weight: Weight) -> NDArray[np.uint8]:
+        return self.file.data(weight.name)[weight.first : weight.first + weight.rows]
 
     def close(self) -> None:
+        if self._streaming.slot_bytes and self.buffers:
+            self._staging.release()
         for buffer in self.buffers:
             buffer.release()
         self.buffers = []
