@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from PySide6.QtCore import Qt, Signal
@@ -34,22 +35,28 @@ class SamplingPage(Page):
         super().__init__(parent)
         self._themes = themes
         self._before = sampling
+        self.fields: dict[str, QSpinBox | QDoubleSpinBox] = {}
+
+    def steps(self) -> list[Callable[[], None]]:
+        """What makes the controls, in parts that take a few milliseconds each."""
+        return [self._begin, self._add_likely, self._add_unlikely, self._add_repetition, self._add_dry, self._finish]
+
+    def _begin(self) -> None:
         self.section("Sampling", "How the next token is chosen. The steps run in this order:")
         self.chain = QLabel()
         self.chain.setObjectName("samplerChain")
         self.chain.setWordWrap(True)
         self.chain.setTextFormat(Qt.TextFormat.RichText)
         self.column.addWidget(self.chain)
-        self.fields: dict[str, QSpinBox | QDoubleSpinBox] = {}
-        self._add_likely()
-        self._add_repetition()
+
+    def _finish(self) -> None:
         self._add_mirostat()
         self.column.addStretch(1)
-        self.fill(sampling)
+        self.show_values(self._before)
         for box in self.fields.values():
             box.valueChanged.connect(self._changed)
         self.mirostat.currentIndexChanged.connect(self._changed)
-        themes.changed.connect(self.show_chain)
+        self._themes.changed.connect(self.show_chain)
         self.show_chain()
 
     def _number(self, name: str, title: str, hint: str, box: QSpinBox | QDoubleSpinBox) -> None:
@@ -69,6 +76,9 @@ class SamplingPage(Page):
                decimal(0, 1, 0, 0.01))  # fmt: skip
         number("min_p", "Min-p", "Drops tokens below this share of the likeliest one's probability.",
                decimal(0, 1, 0, 0.01, special="Off"))  # fmt: skip
+
+    def _add_unlikely(self) -> None:
+        number = self._number
         number("top_n_sigma", "Top-n-sigma", "Keeps tokens whose score lies at most this many standard deviations "
                "below the best.", decimal(0, 100, 0, 0.1, special="Off"))  # fmt: skip
         number("typical_p", "Typical", "Keeps tokens of typical information up to this probability; 1 is off.",
@@ -94,6 +104,9 @@ class SamplingPage(Page):
                decimal(-2, 2, 0, 0.05))  # fmt: skip
         number("frequency_penalty", "Frequency penalty", "Against tokens by how often they occurred; 0 is off.",
                decimal(-2, 2, 0, 0.05))  # fmt: skip
+
+    def _add_dry(self) -> None:
+        number = self._number
         number("dry_multiplier", "DRY", "Holds back tokens that would go on repeating the text; 0.8 is usual.",
                decimal(0, 10, 0, 0.1, special="Off"))  # fmt: skip
         number("dry_base", "DRY growth", "How fast that grows with the length of the repetition.",
@@ -119,7 +132,7 @@ class SamplingPage(Page):
         self.show_chain()
         self.changed.emit()
 
-    def fill(self, sampling: SamplingParams) -> None:
+    def show_values(self, sampling: SamplingParams) -> None:
         """Shows other values."""
         for name, box in self.fields.items():
             value = getattr(sampling, name)

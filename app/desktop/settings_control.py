@@ -11,7 +11,9 @@ from app.desktop.chat_control import ChatControl
 from app.desktop.desk import Desk
 from app.desktop.message_control import MessageControl
 from app.desktop.model_control import ModelControl
-from app.desktop.settings_dialog import SettingsDialog, SettingsValues
+from app.desktop.model_service import as_realm_error
+from app.desktop.settings_dialog import SettingsDialog
+from app.desktop.settings_pages import AnswersPage, GeneralPage, SettingsValues
 
 
 class SettingsControl(QObject):
@@ -53,7 +55,7 @@ class SettingsControl(QObject):
         )  # fmt: skip
         dialog = SettingsDialog(self._desk.themes, values, self._desk.service.devices, self._desk.window)
         dialog.saved.connect(self.apply_settings)
-        dialog.clear_wanted.connect(self._clear_sessions)
+        dialog.built.connect(self._page_built)
         dialog.finished.connect(self._settings_closed)
         self.dialog = dialog
         self._adapters.attach(dialog.rack)
@@ -61,13 +63,38 @@ class SettingsControl(QObject):
         dialog.tabs[page].setFocus()
         dialog.resize(min(dialog.width(), max(400, self._desk.window.width())), dialog.height())
         dialog.show()
-        self._look_at_sessions()
 
     def _settings_closed(self) -> None:
         if self.dialog is not None:
             self._adapters.detach()
             self.dialog.deleteLater()
             self.dialog = None
+
+    def _page_built(self, name: str, page: object) -> None:
+        if isinstance(page, GeneralPage):
+            page.clear_wanted.connect(self._clear_sessions)
+            self._look_at_sessions()
+        elif isinstance(page, AnswersPage):
+            page.shape_edited.connect(self._check_shape)
+
+    def _check_shape(self, shape: str, text: str) -> None:
+        """Reads a schema or grammar on another thread; the page says what is wrong with it."""
+
+        def check() -> str:
+            from engine.grammar.gbnf import parse_gbnf
+            from engine.grammar.schema import schema_gbnf
+
+            parse_gbnf(schema_gbnf(text) if shape == "schema" else text)
+            return ""
+
+        def show(problem: str) -> None:
+            if self.dialog is not None:
+                self.dialog.answers.show_shape_problem(shape, text, problem)
+
+        def failed(error: Exception) -> None:
+            show(str(as_realm_error(error, "This could not be read.")))
+
+        self._desk.background.run_long(check, show, failed)
 
     def _look_at_sessions(self) -> None:
         store = self._desk.store
@@ -76,7 +103,7 @@ class SettingsControl(QObject):
 
     def _show_session_use(self, used: int) -> None:
         if self.dialog is not None:
-            self.dialog.show_session_use(used)
+            self.dialog.general.show_session_use(used)
 
     def _clear_sessions(self) -> None:
         store = self._desk.store

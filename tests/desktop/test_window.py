@@ -381,8 +381,8 @@ def test_an_answer_that_met_the_end_of_the_context_goes_on_as_chosen(stage):
     assert "1,234 dropped" in stage.window.footer.context.text()
     stage.controller.settings.open_settings("answers")
     dialog = stage.controller.settings.dialog
-    assert dialog.context_policy.value == "shift"
-    dialog.context_policy.buttons["stop"].click()
+    assert dialog.answers.context_policy.value == "shift"
+    dialog.answers.context_policy.buttons["stop"].click()
     dialog.save()
     stage.ask("more")
     assert stage.engine.requests[-1].context_policy is ContextPolicy.STOP
@@ -463,11 +463,11 @@ def test_unloading_frees_the_model(stage):
 def test_settings_reach_the_next_request_and_the_next_chat(stage):
     stage.controller.settings.open_settings()
     dialog = stage.controller.settings.dialog
-    dialog.system_prompt.setPlainText("Be brief.")
+    dialog.answers.system_prompt.setPlainText("Be brief.")
     dialog.sampling.fields["temperature"].setValue(0.25)
     dialog.sampling.fields["top_k"].setValue(7)
     dialog.sampling.seed.setText("42")
-    dialog.max_tokens.setValue(99)
+    dialog.answers.max_tokens.setValue(99)
     stage.qtbot.mouseClick(dialog.save_button, Qt.MouseButton.LeftButton)
     stage.ask("one")
     stage.controller.chats.new_chat()
@@ -481,12 +481,32 @@ def test_settings_reach_the_next_request_and_the_next_chat(stage):
         assert request.messages[0] == {"role": "system", "content": "Be brief."}
 
 
+def test_answers_can_be_held_to_a_form(stage):
+    stage.controller.settings.open_settings("answers")
+    page = stage.controller.settings.dialog.answers
+    assert not page.shape_text.isVisible()
+    page.shape.buttons["grammar"].click()
+    page.shape_text.setPlainText('root ::= "yes" | no')
+    stage.until(lambda: page.shape_problem.isVisible())
+    assert "no" in page.shape_problem.text()
+    page.shape_text.setPlainText('root ::= "yes" | "no"')
+    stage.until(lambda: not page.shape_problem.isVisible())
+    page.shape.buttons["schema"].click()
+    page.shape_text.setPlainText('{"type": "integer"')
+    stage.until(lambda: page.shape_problem.isVisible())
+    page.shape_text.setPlainText('{"type": "integer"}')
+    stage.until(lambda: not page.shape_problem.isVisible())
+    stage.controller.settings.dialog.save()
+    stage.ask("How many?")
+    assert (stage.engine.requests[-1].json_schema, stage.engine.requests[-1].grammar) == ('{"type": "integer"}', None)
+
+
 def test_settings_outlive_the_window(open_stage, stage):
     stage.controller.settings.open_settings()
     dialog = stage.controller.settings.dialog
     dialog.sampling.fields["min_p"].setValue(0.33)
-    dialog.theme.buttons["dark"].click()
-    dialog.context_length.setCurrentIndex(dialog.context_length.findData(2048))
+    dialog.general.theme.buttons["dark"].click()
+    dialog.general.context_length.setCurrentIndex(dialog.general.context_length.findData(2048))
     dialog.save()
     stage.window.hide()
     stage.controller.shut_down()
@@ -508,11 +528,11 @@ def test_saved_caches_have_a_budget_and_can_be_cleared(stage):
     kept.write_bytes(bytes(3_000_000))
     stage.controller.settings.open_settings()
     dialog = stage.controller.settings.dialog
-    stage.until(lambda: dialog.session_use.text() == "3 MB in use")
-    stage.qtbot.mouseClick(dialog.clear_button, Qt.MouseButton.LeftButton)
-    stage.until(lambda: dialog.session_use.text() == "Nothing is kept yet")
+    stage.until(lambda: dialog.general.session_use.text() == "3 MB in use")
+    stage.qtbot.mouseClick(dialog.general.clear_button, Qt.MouseButton.LeftButton)
+    stage.until(lambda: dialog.general.session_use.text() == "Nothing is kept yet")
     assert not kept.exists()
-    dialog.session_budget.setCurrentIndex(dialog.session_budget.findData(0))
+    dialog.general.session_budget.setCurrentIndex(dialog.general.session_budget.findData(0))
     dialog.save()
     stage.until(lambda: store.sessions.budget_bytes == 0)
     stage.ask("two")
@@ -523,7 +543,7 @@ def test_a_new_context_length_loads_the_model_again(stage):
     loads = len(stage.engine.loads)
     stage.controller.settings.open_settings()
     dialog = stage.controller.settings.dialog
-    dialog.context_length.setCurrentIndex(dialog.context_length.findData(4096))
+    dialog.general.context_length.setCurrentIndex(dialog.general.context_length.findData(4096))
     dialog.save()
     stage.until(lambda: len(stage.engine.loads) == loads + 1)
     assert stage.engine.loads[-1][1].context_length == 4096
@@ -545,7 +565,7 @@ def test_cancelling_the_settings_puts_the_theme_back(stage):
     stage.controller.settings.open_settings()
     dialog = stage.controller.settings.dialog
     before = stage.controller.desk.themes.choice
-    dialog.theme.buttons["dark"].click()
+    dialog.general.theme.buttons["dark"].click()
     assert stage.controller.desk.themes.current.dark
     dialog.reject()
     assert stage.controller.desk.themes.choice == before
