@@ -458,6 +458,9 @@ class Serving:
             if reason is not None:
                 self._finish(sequence, reason)
                 return
+            if sequence.is_full:
+                self._make_room(sequence)
+                return
 
     def _finish(self, sequence: Sequence, reason: StopReason) -> None:
         self._save_session(sequence)
