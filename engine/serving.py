@@ -356,6 +356,7 @@ class Serving:
             sequence.stream.put(Started(sequence.n_prompt, sequence.context_length, sequence.note))
             sequence.stream.put(PrefillProgress(sequence.n_computed, sequence.n_prompt))
             self._continue(sequence, logits)
+            self._jump_ahead(sequence)
 
     def _forward(self, step: Step) -> NDArray[np.float32] | None:
         """The logits, or None when the step failed in a way that leaves the model usable."""
