@@ -216,6 +216,11 @@ def test_a_schema_means_what_it_says(schema: Any, yes: list[str], no: list[str])
     ("schema", "says"),
     [
         ("{", "is not JSON"),
+        ({"const": float("nan")}, "is not JSON"),
+        ({"enum": [{1}]}, "is not JSON"),
+        ({"type": "array", "minItems": float("inf")}, "is not JSON"),
+        ('{"type": "array", "minItems": 1e999}', "is not JSON"),
+        ("[" * 100000, "is not JSON"),
         ([], "has to be an object"),
         ({"type": "text"}, "'text' is no type (at #)"),
         ({"properties": {"a": {"not": {}}}}, "not cannot be enforced by a grammar (at #/properties/a)"),
