@@ -16,15 +16,20 @@ def merge_schemas(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str,
     """The schema of what matches both. Raises Impossible where nothing does, and RequestError, naming the keyword,
     where the two cannot be written as one."""
     out = dict(one)
-    for key, value in other.items():
-        if key not in out or out[key] == value:
-            out[key] = value
-        elif key in _MERGERS:
-            out[key] = _MERGERS[key](out[key], value)
-        else:
-            raise RequestError(f"two different values of {key} are combined, which cannot be enforced")
-    if "properties" in one or "properties" in other:
-        out["properties"] = _properties(one, other)
+    key = ""
+    try:
+        for key, value in other.items():
+            if key not in out or out[key] == value:
+                out[key] = value
+            elif key in _MERGERS:
+                out[key] = _MERGERS[key](out[key], value)
+            else:
+                raise RequestError(f"two different values of {key} are combined, which cannot be enforced")
+        if "properties" in one or "properties" in other:
+            key = "properties"
+            out[key] = _properties(one, other)
+    except (TypeError, AttributeError):  # a list where a number belongs, and the like
+        raise RequestError(f"{key} holds what does not belong there") from None
     return out
 
 

@@ -129,6 +129,8 @@ def string_of(schema: Mapping[str, Any], place: str) -> str:
 
 def _string_pattern(schema: Mapping[str, Any], place: str) -> Node | None:
     pattern, kind = schema.get("pattern"), schema.get("format")
+    if not isinstance(kind, str | None):
+        fail("format has to be a text", place)
     if kind in _UNCHECKED_FORMATS:
         kind = None
     if kind is not None and kind not in FORMATS:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from engine.errors import RequestError
 from engine.grammar import CompiledGrammar, schema_gbnf
 from tests.grammar.spelling import Spelled
+from tests.grammar.test_masks import allowed_ids
 
 SPELLING = Spelled([bytes([byte]) for byte in range(256)])
 KEYWORDS = ["type", "properties", "required", "additionalProperties", "items", "prefixItems", "minItems", "maxItems",
@@ -32,8 +33,8 @@ WORDS = [
     "date",
     "a",
 ]
-PIECES = ["root", "a", " ::= ", '"x"', "[a-z]", "(", ")", "*", "+", "?", "{1,2}", "|", "\n", " ", ".", "<[3]>", "!<think>",
-          "#c", "\\x41", '"', "[^", "]", "{", "root ::= a\na ::= "]  # fmt: skip
+PIECES = ["root", "a", " ::= ", '"x"', "[a-z]", "(", ")", "*", "+", "?", "{1,2}", "|", "\n", " ", ".", "<[3]>",
+          "!<think>", "#c", "\\x41", '"', "[^", "]", "{", "root ::= a\na ::= "]  # fmt: skip
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 9) | st.floats() | st.sampled_from(WORDS),
     lambda inner: (
@@ -48,11 +49,10 @@ def usable(gbnf: str) -> None:
     for _ in range(4):
         allowed = constraint.allowed()
         assert not allowed.empty
-        tokens = allowed.ids if allowed.ids is not None else [t for t in range(40, 99) if t not in allowed.banned]
-        plain = [int(t) for t in tokens if t != SPELLING.end]
+        plain = [t for t in sorted(allowed_ids(constraint, SPELLING.n_vocab)) if t != SPELLING.end]
         if not plain:
             return
-        constraint.accept(plain[0])
+        constraint.accept(plain[len(plain) // 2])
         constraint.forced_tokens()
 
 
