@@ -155,12 +155,15 @@ DEFINE_DOT(dot_1, 1, 1)
 DEFINE_DOT(dot_fewer, FEWER, 1)
 DEFINE_DOT(dot_most, MOST, 1)
 
-// `count` blocks of a group from the first on into a panel (panel.cl)
+// `count` blocks of a group from the first on into a panel (panel.cl); asks for the panel after this one
 static void T(unpack_panel)(const __global uchar *group, int blocks, int first, int count, Panel *panel)
 {
     const __global uchar *records = group + (long)blocks * BLOCK_BYTES;
+    const int next = first + count < blocks ? first + count : 0;
+    const __global uchar *ahead = next ? group : group + T(group_bytes)(32 * blocks);
     for (int b = 0; b < count; b++) {
         int16 w[8];
+        T(fetch)(ahead + (long)(next + b) * BLOCK_BYTES, ahead + (long)blocks * BLOCK_BYTES, next + b);
         UNPACK(group + (long)(first + b) * BLOCK_BYTES, w, WORDS16)
         _Pragma("unroll") for (int i = 0; i < 8; i++) {
             panel->w[16 * b + 2 * i] = less_offset(w[i] & 0x00ff00ff, OFFSET);

@@ -7,7 +7,7 @@
 #define PANEL_BLOCKS 16 // of 32 columns, of quantised weights
 #define PANEL_FLOATS 256 // columns of weights in floating point
 #define PANEL_ROWS 64   // rows of activations that a panel serves before the next takes its place
-#define PANEL_LEAST 16  // with fewer rows it does not pay
+#define PANEL_LEAST 8   // with fewer rows it does not pay
 
 typedef struct {
     union {
