@@ -38,16 +38,25 @@ typedef float v8sf __attribute__((vector_size(32)));
 //   REALM_BYTES: two signed bytes each, for dot4. Two products of bytes are one of 15 bits.
 //   otherwise: int16, for dot2. On AVX2 a product of int16 takes half the time of one of bytes, of which it would
 //   need two, and nothing saturates.
-#if defined(REALM_DOT_VNNI512)
+#if defined(REALM_DOT_VNNI512) && !defined(REALM_BYTES)
 #define REALM_BYTES
+#endif
+#ifdef REALM_BYTES
 
 // acc[lane] += sum over 4 bytes of (unsigned byte of w[lane]) * (signed byte of x)
 static inline __attribute__((always_inline)) int16 dot4(int16 acc, int16 w, int x)
 {
+#ifdef REALM_DOT_VNNI512
     return __builtin_astype(
         __builtin_ia32_vpdpbusd512(__builtin_astype(acc, v16si), __builtin_astype(w, v16si),
                                    __builtin_astype((int16)(x), v16si)),
         int16);
+#else
+    acc += (w & 0xff) * ((x << 24) >> 24);
+    acc += ((w >> 8) & 0xff) * ((x << 16) >> 24);
+    acc += ((w >> 16) & 0xff) * ((x << 8) >> 24);
+    return acc + ((w >> 24) & 0xff) * (x >> 24);
+#endif
 }
 
 #else

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,3 +77,32 @@ def test_variants_agree(fixtures_dir: Path, monkeypatch: pytest.MonkeyPatch, var
 @pytest.mark.parametrize("variant", [v.name for v in DOT_VARIANTS[1:]])
 def test_variants_agree_for_every_type(fixtures_dir: Path, monkeypatch: pytest.MonkeyPatch, variant: str) -> None:
     _check(fixtures_dir, monkeypatch, variant, [name for name in FORMATS if name != "F32"])
+
+
+_FOR_ANOTHER_PROCESSOR = """
+import ctypes, sys
+from engine.backends.opencl import pocl
+function = ctypes.CDLL(str(pocl._bundled_library())).pocl_get_llvm_cpu_name
+pocl._redirect(ctypes.cast(function, ctypes.c_void_p).value, sys.argv[1].encode())
+pocl.name_host_processor = lambda: None
+from engine.backends.opencl.platforms import devices
+from engine.backends.opencl.source import step_source
+device = next(d for d in devices() if "Portable Computing" in d.handle.platform.name)
+device.build(step_source(["Q4_1", "Q2_K", "MXFP4", "BF16"], device.relax, 128, "f16"), sys.argv[2:])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.machine() != "x86_64", reason="PoCL's wheel for Linux on x86")
+@pytest.mark.parametrize(
+    ("processor", "options"),
+    [
+        ("icelake-server", ("-DREALM_DOT_VNNI512", "-DREALM_F16_AVX512")),
+        ("alderlake", ("-DREALM_DOT_AVX_VNNI", "-DREALM_F16_F16C")),
+        ("skylake-avx512", ("-DREALM_DOT_AVX2", "-DREALM_F16_AVX512")),
+    ],
+)
+def test_variants_of_other_processors_compile(processor: str, options: tuple[str, ...]) -> None:
+    """Up to where the code of the processor itself would be made; this one need not have its instructions."""
+    command = [sys.executable, "-c", _FOR_ANOTHER_PROCESSOR, processor, *options]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-2000:]

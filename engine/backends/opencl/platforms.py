@@ -32,6 +32,9 @@ DOT_VARIANTS = (
     Variant("avx-vnni", ("-DREALM_DOT_AVX_VNNI",)),
     Variant("avx2", ("-DREALM_DOT_AVX2",)),
     Variant("portable", ()),
+    Variant(
+        "portable-bytes", ("-DREALM_BYTES",)
+    ),  # what avx512-vnni does in plain C, for tests: asked for by name only
 )
 HALF_VARIANTS = (
     Variant("f16-avx512", ("-DREALM_F16_AVX512",)),
