@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.batch import KV_BLOCK
+from engine.devices import total_memory_bytes
 
 DEFAULT_BUDGET_BYTES = 1 << 30
+"""At most this much, or an eighth of the machine's memory."""
 
 FIRST_BYTES_PER_S = 2e9
 """How fast blocks are taken to move until that has been measured."""
@@ -42,8 +44,10 @@ class SavedBlocks:
 class HostMemory:
     """Moves blocks between the device and host memory, of which it uses at most budget_bytes."""
 
-    def __init__(self, device: BlockDevice, budget_bytes: int = DEFAULT_BUDGET_BYTES) -> None:
+    def __init__(self, device: BlockDevice, budget_bytes: int | None = None) -> None:
         self._device = device
+        if budget_bytes is None:
+            budget_bytes = min(DEFAULT_BUDGET_BYTES, (total_memory_bytes() or 8 << 30) // 8)
         self._budget = budget_bytes
         self._bytes_per_s = FIRST_BYTES_PER_S
         self.used_bytes = 0

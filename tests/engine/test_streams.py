@@ -295,10 +295,10 @@ class Streams(RuleBasedStateMachine):
 @pytest.mark.parametrize(
     ("device", "examples"),
     [
-        ("numpy", 4),
-        ("opencl", 2),
-        pytest.param("numpy", 100, marks=pytest.mark.slow),
-        pytest.param("opencl", 40, marks=pytest.mark.slow),
+        ("numpy", 6),
+        ("opencl", 5),
+        pytest.param("numpy", 150, marks=pytest.mark.slow),
+        pytest.param("opencl", 150, marks=pytest.mark.slow),
     ],
 )
 def test_every_answer_equals_its_lone_run(device: str, examples: int, fixtures_dir: Path, tmp_path: Path) -> None:
