@@ -41,6 +41,7 @@ _NUMBERS: dict[str, tuple[tuple[str, ...], type, str, str]] = {
     "mirostat_eta": (("--mirostat-lr",), float, "X", "how fast mirostat learns"),
     "seed": (("-s",), int, "S", "the same seed gives the same answer; -1 draws one"),
 }
+_OTHER_NAMES = {"typ_p": "typical_p", "typical": "typical_p", "temp": "temperature", "top-n-sigma": "top_n_sigma"}
 _REQUEST_OPTIONS = (
     "prompt",
     "prompt_tokens",
@@ -369,4 +370,5 @@ def _samplers(value: Any) -> tuple[str, ...]:
     names = value.split(";") if isinstance(value, str) else value
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         raise RequestError(f"samplers has to be a list of names such as {';'.join(NEUTRAL.samplers)}.")
-    return tuple(name.strip() for name in names if name.strip())
+    stripped = (name.strip() for name in names if name.strip())
+    return tuple(_OTHER_NAMES.get(name, name) for name in stripped)

@@ -64,7 +64,7 @@ class Constraint:
         self._masks = masks
         self._pieces = pieces
         self._spelling = spelling
-        self._end_tokens = spelling.end_tokens
+        self._end_tokens = frozenset(token for token in spelling.end_tokens if token < len(pieces))
         self._state = states.start
 
     @property
