@@ -63,7 +63,7 @@ class ChatSession(QObject):
     """Holds the messages of one chat and keeps them up to date, whether the window shows the chat or not."""
 
     events = Signal(object, object)  # this session, and a tuple of ConversationEvents already applied
-    _arrived = Signal(object)
+    _arrived = Signal(object, object)
 
     def __init__(
         self, chat_id: int | None, open_conversation: Callable[[int | None, Listener], ConversationLike]
@@ -81,9 +81,11 @@ class ChatSession(QObject):
         self.conversation = open_conversation(chat_id, self._listen)
 
     def _listen(self, batch: Sequence[ConversationEvent]) -> None:
-        """Called on the conversation's thread."""
+        """Called on the conversation's thread, which makes what takes long with a thousand messages."""
+        loaded = next((event for event in batch if isinstance(event, ConversationLoaded)), None)
+        messages = [message_data(stored) for stored in loaded.messages if stored.role != "system"] if loaded else []
         try:
-            self._arrived.emit(tuple(batch))
+            self._arrived.emit(tuple(batch), messages)
         except RuntimeError:
             return  # the window has closed in the meantime
 
@@ -100,8 +102,10 @@ class ChatSession(QObject):
         """The user's last message."""
         return next((message for message in reversed(self.messages) if message.role == "user"), None)
 
-    def _apply(self, batch: Sequence[ConversationEvent]) -> None:
+    def _apply(self, batch: Sequence[ConversationEvent], messages: list[MessageData]) -> None:
         for event in batch:
+            if isinstance(event, ConversationLoaded):
+                self.messages = messages
             self._apply_one(event)
         self.events.emit(self, batch)
 
@@ -110,7 +114,6 @@ class ChatSession(QObject):
             case ConversationLoaded():
                 self.loaded = True
                 self.options = event.options
-                self.messages = [message_data(stored) for stored in event.messages if stored.role != "system"]
                 if event.chat is not None:
                     self.chat_id, self.title = event.chat.id, event.chat.title
                 self.figures = next(

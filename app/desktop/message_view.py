@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from app.desktop.message_item import MessageData
 
 ACTION_ROW = 34
+ACTIONS = 3
 BUBBLE_X = 16
 BUBBLE_Y = 11
 MARGIN = 8
@@ -67,6 +68,8 @@ class MessageView(QWidget):
         self.bubble_width = 0
         self._bubble_bottom = 0
         self._top = 0
+        self._row = 0
+        self._streaming = False
         self._hovered = False
         self._always = False
         self._role = ""
@@ -89,7 +92,7 @@ class MessageView(QWidget):
         """Takes over role, notes and activity; the blocks come from the MessageItem."""
         if data.role != self._role:
             self._role = data.role
-            self._make_buttons()
+            self._drop_buttons()
         self._id = data.id
         self.setAccessibleName("Your message" if data.role == "user" else "Answer")
         self._streaming = data.streaming
@@ -110,10 +113,14 @@ class MessageView(QWidget):
             self._always = latest
             self._show_actions()
 
-    def _make_buttons(self) -> None:
+    def _drop_buttons(self) -> None:
         for button in self._buttons.values():
+            button.hide()
             button.deleteLater()
         self._buttons.clear()
+
+    def _make_buttons(self) -> None:
+        """Made when they are first shown: of the messages in sight only one shows them without being hovered."""
         own = self._role == "user"
         for name, picture, tip in (
             ("copy", "copy", "Copy the message"),
@@ -135,6 +142,9 @@ class MessageView(QWidget):
 
     def button(self, name: str) -> QToolButton:
         """The button of an action, by its name in `action`."""
+        if not self._buttons:
+            self._make_buttons()
+            self._place_actions()
         return self._buttons[name]
 
     def _act(self, name: str) -> None:
@@ -146,7 +156,7 @@ class MessageView(QWidget):
 
     def retheme(self) -> None:
         """Takes new colours."""
-        self._make_buttons()
+        self._drop_buttons()
         self._show_actions()
         self.arrange(self._content_bottom, self._top, self._note_height)
         self.update()
@@ -160,10 +170,17 @@ class MessageView(QWidget):
             gap = 8 if content_bottom else 0
             self.note.setGeometry(MARGIN, y + gap, self.width() - 2 * MARGIN, note_height - gap)
             y += note_height
-        own = self._role == "user"
-        row = y + 4
+        self._row = y + 4
+        self._place_actions()
+        self.dots.move(MARGIN, y + 10)
+        self.activity.adjustSize()
+        self.activity.move(MARGIN + 38, y + 10 + (18 - self.activity.height()) // 2)
+        self.update()
+
+    def _place_actions(self) -> None:
+        own, row = self._role == "user", self._row
         if own:
-            x = self.width() - MARGIN - 30 * len(self._buttons) + 6
+            x = self.width() - MARGIN - 30 * ACTIONS + 6
         else:
             x = MARGIN - 6
         for button in self._buttons.values():
@@ -171,11 +188,7 @@ class MessageView(QWidget):
             x += 30
         if not own:
             self.figures.adjustSize()
-            self.figures.move(x + 8, row + (28 - self.figures.height()) // 2)
-        self.dots.move(MARGIN, y + 10)
-        self.activity.adjustSize()
-        self.activity.move(MARGIN + 38, y + 10 + (18 - self.activity.height()) // 2)
-        self.update()
+            self.figures.move(MARGIN + 2 + 30 * ACTIONS, row + (28 - self.figures.height()) // 2)
 
     def enterEvent(self, event: QEnterEvent) -> None:
         self._hovered = True
@@ -187,6 +200,9 @@ class MessageView(QWidget):
 
     def _show_actions(self) -> None:
         visible = (self._hovered or self._always) and not self._streaming
+        if visible and not self._buttons:
+            self._make_buttons()
+            self._place_actions()
         for button in self._buttons.values():
             button.setVisible(visible)
         self.figures.setVisible(visible and self._role != "user" and bool(self.figures.text()))
