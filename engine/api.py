@@ -283,7 +283,8 @@ KV_TYPES = ("f16", "q8_0", "q4_0")
 class LoadOptions:
     """How to load a model.
 
-    device: "auto", "numpy", "opencl" (the best OpenCL device) or a device id from `list_devices()`.
+    device: "auto", "numpy", "opencl" (the best OpenCL device) or a device id from `list_devices()`; "A=12,B" puts the
+        first 12 layers on A and the rest on B.
     context_length: None picks min(the model's own, 8192), or less where only that fits into memory.
     kv_tokens: tokens that the KV cache holds, of all requests together; where it is less than the context length, or
         None, that.

@@ -111,6 +111,15 @@ class LoadedModel(Protocol):
     def close(self) -> None: ...
 
 
+class PartModel(LoadedModel, Protocol):
+    """A LoadedModel that may be the rest of one, whose graph begins with Input: `given` are the rows of the batch,
+    float32 [rows, width]."""
+
+    def forward(self, batch: Batch, given: NDArray[np.float32] | None = None) -> NDArray[np.float32]: ...
+
+    def hidden(self, batch: Batch, given: NDArray[np.float32] | None = None) -> NDArray[np.float32]: ...
+
+
 @runtime_checkable
 class TakesAdapters(Protocol):
     """A LoadedModel whose batches may name adapters."""
@@ -136,6 +145,14 @@ def step_rows(graph: Graph, n_blocks: int, usual: int) -> int:
     """Rows of one step: `usual`, but for an encoder, whose texts go through whole, as many as a quarter of its cache
     holds; the rest is room for many short texts, whose last blocks are part empty."""
     return usual if graph.causal else max(KV_BLOCK, n_blocks // ENCODER_BLOCKS * KV_BLOCK)
+
+
+def given_to_parts(parts: Sequence[Batch], given: NDArray[np.float32] | None) -> list[NDArray[np.float32]] | list[None]:
+    """Each part's own of the rows that a whole batch was given; the parts are those of the batch in order."""
+    if given is None:
+        return [None] * len(parts)
+    ends = np.cumsum([len(part.tokens) for part in parts]).tolist()
+    return [given[end - len(part.tokens) : end] for part, end in zip(parts, ends, strict=True)]
 
 
 def split_logit_rows(batch: Batch, most: int) -> list[Batch]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,6 +109,13 @@ class Embed:
     table: Weight
     scale: float = 1.0
     index: Index = Index.TOKENS
+
+
+@dataclass(frozen=True)
+class Input:
+    """out = rows that are given to the step: what another part of the model made of the batch."""
+
+    out: Value
 
 
 @dataclass(frozen=True)
@@ -323,6 +331,7 @@ class SelectRows:
 
 Operation = (
     Embed
+    | Input
     | RmsNorm
     | LayerNorm
     | Linear
@@ -353,7 +362,7 @@ def inputs(op: Operation) -> list[Value]:
             return [x]
         case Join(pieces=pieces):
             return [piece.x for piece in pieces]
-        case Embed():
+        case Embed() | Input():
             return []
     return [op.x]
 
@@ -529,6 +538,11 @@ class Graph:
     def logits(self) -> Value:
         return self.operations[-1].out
 
+    @property
+    def ends_hidden(self) -> bool:
+        """Whether there are no logits behind `hidden`."""
+        return self.hidden == self.logits
+
     def weights(self) -> list[Weight]:
         """Every weight the graph reads, in the order of first use, each once."""
         return list(dict.fromkeys(weight for op in self.operations for weight in weights_of(op)))
@@ -542,6 +556,37 @@ class Graph:
             elif isinstance(op, ShortConv):
                 widths[op.layer] = (op.x.width, 0)
         return widths
+
+
+def layer_starts(graph: Graph) -> list[int]:
+    """Where the layers begin, from the second one on: an operation before which one value is all that is needed."""
+    last_use = {value.id: i for i, op in enumerate(graph.operations) for value in inputs(op)}
+    alive: set[int] = set()
+    single: list[int] = []
+    caches = [i for i, op in enumerate(graph.operations) if isinstance(op, Attention | ShortConv)]
+    for i, op in enumerate(graph.operations):
+        if len(alive) == 1:
+            single.append(i)
+        alive = {value for value in (*alive, op.out.id) if last_use.get(value, -1) > i}
+    found = [max((i for i in single if a < i <= b), default=0) for a, b in pairwise(caches)]
+    return found if all(found) else []
+
+
+def split(graph: Graph, n_layers: int) -> tuple[Graph, Graph]:
+    """The first n_layers layers, whose last operation gives every row, and the rest, which begins with these rows.
+
+    Raises ValueError where the graph cannot be cut there.
+    """
+    starts = layer_starts(graph)
+    if not 1 <= n_layers <= len(starts):
+        raise ValueError(f"the graph can be cut after 1 to {len(starts)} layers")
+    at = starts[n_layers - 1]
+    between = {value.id: value for op in graph.operations[at:] for value in inputs(op)}
+    made = {op.out.id for op in graph.operations[:at]}
+    (rows,) = (value for value in between.values() if value.id in made)
+    first = replace(graph, operations=graph.operations[:at], hidden=rows)
+    second = replace(graph, operations=[Input(rows), *graph.operations[at:]])
+    return first, second
 
 
 def rope_frequencies(

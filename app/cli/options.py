@@ -75,7 +75,8 @@ def add_device_arguments(parser: argparse.ArgumentParser, *, context: bool = Tru
         "--device",
         default=device,
         metavar="D",
-        help=f"opencl, numpy, auto or an id from `realm devices` (default {default})",
+        help=f"opencl, numpy, auto or an id from `realm devices` (default {default}); opencl:0=12,numpy puts the first "
+        "12 layers on one device and the rest on another",
     )
     if context:
         parser.add_argument(

@@ -33,6 +33,7 @@ from engine.graph import (
     Gate,
     Graph,
     Index,
+    Input,
     Join,
     LayerNorm,
     Linear,
@@ -57,8 +58,9 @@ LOGIT_ROWS = 64
 class Step:
     """One forward step: the batch and what has been computed so far."""
 
-    def __init__(self, batch: Batch, n_values: int) -> None:
+    def __init__(self, batch: Batch, n_values: int, given: Array | None) -> None:
         self.batch = batch
+        self.given = given
         self.at = Positions(batch)
         self.values: list[Array | None] = [None] * n_values
         self._assignments: dict[int, Assignment] = {}
@@ -129,7 +131,7 @@ class NumpyModel:
                 (op.out.id, self._adapted(op, self._compile(op), i > self._logits_begin), done)
                 for i, (op, done) in enumerate(zip(graph.operations, last_uses, strict=True))
             ]
-        self._hidden_end = 1 + next((i for i, op in enumerate(graph.operations) if op.out is graph.hidden), -1)
+        self._hidden_end = 1 + next((i for i, op in enumerate(graph.operations) if op.out == graph.hidden), -1)
 
     def add_adapter(self, adapter: BoundAdapter) -> int:
         self._n_adapters += 1
@@ -180,16 +182,16 @@ class NumpyModel:
         self._plan.clear()
         self._adapters.clear()
 
-    def forward(self, batch: Batch) -> Array:
-        return self._run(batch, self._graph.logits, len(self._plan))
+    def forward(self, batch: Batch, given: Array | None = None) -> Array:
+        return self._run(batch, self._graph.logits, len(self._plan), given)
 
-    def hidden(self, batch: Batch) -> Array:
+    def hidden(self, batch: Batch, given: Array | None = None) -> Array:
         assert self._graph.hidden is not None
-        return self._run(batch, self._graph.hidden, self._hidden_end)
+        return self._run(batch, self._graph.hidden, self._hidden_end, given)
 
-    def _run(self, batch: Batch, result: Value, end: int) -> Array:
+    def _run(self, batch: Batch, result: Value, end: int, given: Array | None) -> Array:
         """The value `result`, after the first `end` operations."""
-        step = Step(batch, self._n_values)
+        step = Step(batch, self._n_values, given)
         plan = self._plan[:end] if len(batch.logit_rows) else self._plan[: self._logits_begin]
         values = step.values
         with np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ignore"):
@@ -218,6 +220,8 @@ class NumpyModel:
         match op:
             case Embed():
                 return self._embed(op)
+            case Input():
+                return _given
             case Linear():
                 return self._linear(op)
             case RmsNorm(_, x, weight, epsilon, heads):
@@ -327,6 +331,11 @@ class NumpyModel:
             return out
 
         return run
+
+
+def _given(step: Step) -> Array:
+    assert step.given is not None
+    return step.given
 
 
 def _shares_read(graph: Graph) -> dict[Weight, float]:

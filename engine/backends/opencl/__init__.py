@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from engine.api import DeviceInfo
-from engine.batch import LoadedModel, Progress
+from engine.batch import PartModel, Progress
 from engine.errors import OutOfMemoryError, UnsupportedModelError
 from engine.gguf import GGUFFile
 from engine.graph import Graph
@@ -29,7 +29,7 @@ def load(
     cancelled: Callable[[], bool],
     plan_only: bool = False,
     weight_budget: int | None = None,
-) -> LoadedModel:
+) -> PartModel:
     """Puts a model onto an OpenCL device. Raises DeviceError and UnsupportedModelError.
 
     plan_only: nothing is allocated; of the model only memory() serves.

@@ -23,7 +23,7 @@ from engine.backends.opencl.kv_blocks import KV_LAYOUT, read_blocks, write_block
 from engine.backends.opencl.lowering import Buffer, Cache, Place, Program, lower, padded16
 from engine.backends.opencl.platforms import devices
 from engine.backends.opencl.weights import STAGING_BYTES, DeviceWeights
-from engine.batch import KV_BLOCK, Batch, MemoryUse, Progress, split_logit_rows, step_rows
+from engine.batch import KV_BLOCK, Batch, MemoryUse, Progress, given_to_parts, split_logit_rows, step_rows
 from engine.errors import DeviceError, OutOfMemoryError, UnsupportedModelError
 from engine.gguf import GGUFFile
 from engine.graph import Graph, Weight
@@ -64,7 +64,7 @@ class GpuModel:
         self.n_vocab = graph.n_vocab
         self.n_blocks = n_blocks
         self.hidden_width = graph.hidden.width if graph.hidden else 0
-        self._causal = graph.causal
+        self._causal, self._ends_hidden = graph.causal, graph.ends_hidden
         self._bandwidth: float | None = None
         self._turn = 0  # which of two inputs the next step writes
         self._buffers: list[Any] = []
@@ -157,36 +157,47 @@ class GpuModel:
             buffer.release()
         self._buffers = []
 
-    def forward(self, batch: Batch) -> NDArray[np.float32]:
+    def forward(self, batch: Batch, given: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         if not self._causal:
-            return self._forward(batch)
-        parts = [part for some in split_logit_rows(batch, MAX_LOGIT_ROWS) for part in split_slots(some)]
+            return self._forward(batch, given)
+        most = self.max_rows if self._ends_hidden else MAX_LOGIT_ROWS
+        parts = [part for some in split_logit_rows(batch, most) for part in split_slots(some)]
         if len(parts) == 1:
-            return self._forward(batch)
-        return np.concatenate([self._forward(part).copy() for part in parts])
+            return self._forward(batch, given)
+        rows = given_to_parts(parts, given)
+        return np.concatenate([self._forward(part, own).copy() for part, own in zip(parts, rows, strict=True)])
 
-    def _forward(self, batch: Batch) -> NDArray[np.float32]:
-        return self._run(batch, self._logits[: len(batch.logit_rows)], self._logits_buffer, 0)
+    def _forward(self, batch: Batch, given: NDArray[np.float32] | None) -> NDArray[np.float32]:
+        return self._run(batch, self._logits[: len(batch.logit_rows)], self._logits_buffer, 0, given)
 
-    def hidden(self, batch: Batch) -> NDArray[np.float32]:
-        if not self._causal:
-            return self._forward(batch)
+    def hidden(self, batch: Batch, given: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        if self._ends_hidden:
+            return self.forward(batch, given)
         place = self._program.hidden
         assert place is not None
-        parts = [
+        parts = split_slots(batch)
+        rows = [
             self._run(
                 part,
                 np.empty((len(part.logit_rows), self.hidden_width), np.float32),
                 self._scratch,
                 place.offset * self.max_rows,
+                own,
                 hidden=True,
             )
-            for part in split_slots(batch)
+            for part, own in zip(parts, given_to_parts(parts, given), strict=True)
         ]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return rows[0] if len(rows) == 1 else np.concatenate(rows)
 
     def _run(
-        self, batch: Batch, out: NDArray[np.float32], result: Any, offset: int, *, hidden: bool = False
+        self,
+        batch: Batch,
+        out: NDArray[np.float32],
+        result: Any,
+        offset: int,
+        given: NDArray[np.float32] | None,
+        *,
+        hidden: bool = False,
     ) -> NDArray[np.float32]:
         """Runs a step, only as far as the program's `hidden` where that is asked for, and reads `out` from a buffer."""
         import pyopencl as cl
@@ -199,6 +210,9 @@ class GpuModel:
                 copied.wait()  # the step before the last must have read it
             n_words, counts = fill_input(words, batch, self._program.ropes, self._tile_rows, self._causal)
             self._copied[self._turn] = cl.enqueue_copy(queue, self._in, words[:n_words], is_blocking=False)
+            if given is not None and self._program.given:
+                at = self._program.given.offset * self.max_rows
+                cl.enqueue_copy(queue, self._scratch, np.ascontiguousarray(given), dst_offset=at, is_blocking=True)
             for launch in self._plan.launches(counts, hidden=hidden):
                 sizes = launch.sizes(counts)
                 if sizes[1]:
@@ -226,7 +240,7 @@ class GpuModel:
                 "cache": sum(self._cache_bytes.values()),
                 "partials": 4 * PARTIAL_SLOTS * partial,
                 "scratch": self._program.scratch_bytes_per_row * rows,
-                "logits": self._program.logit_bytes_per_row * (MAX_LOGIT_ROWS if self._causal else rows),
+                "logits": self._program.logit_bytes_per_row * (rows if self._ends_hidden else MAX_LOGIT_ROWS),
                 "input": 4 * input_words(rows, self.n_blocks, self._program.ropes),
             }
             together = self._weights.total_bytes + STAGING_BYTES + sum(self._sizes.values())

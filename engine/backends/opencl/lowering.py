@@ -23,6 +23,7 @@ from engine.graph import (
     Gating,
     Graph,
     Index,
+    Input,
     Join,
     LayerNorm,
     Linear,
@@ -137,7 +138,7 @@ class Program:
     """Phases of steps. cache_bytes: bytes of one position in the cache of (layer, what).
 
     hidden: where Graph.hidden is after the first hidden_phases phases, if the graph has it.
-    causal: of the graph; where it is False, hidden and logits are one.
+    causal: of the graph. given: where the rows go that a step is given, if it begins with such.
     sites: where adapters can act; steps name them by their number. lora_slots: most products of one phase. The phases
     that begin with a step of the kind "lora" have nothing to do where no adapters act.
     """
@@ -150,6 +151,7 @@ class Program:
     hidden: Buffer | None = None
     hidden_phases: int = 0
     causal: bool = True
+    given: Buffer | None = None
     attentions: list[Attention] = field(default_factory=list)
     cache_bytes: dict[Cache, int] = field(default_factory=dict)
     sites: list[Site] = field(default_factory=list)
@@ -209,6 +211,7 @@ class _Lowering:
         self.logit_values: set[int] = set()
         self.done: set[int] = set()
         self.ropes: list[Rope] = []
+        self.given: Buffer | None = None
         self.cache_bytes: dict[Cache, int] = {}
 
     def run(self) -> Program:
@@ -230,6 +233,7 @@ class _Lowering:
             hidden,
             ends[0] if ends else 0,
             self.graph.causal,
+            self.given,
             attentions,
             self.cache_bytes,
             sites,
@@ -267,6 +271,8 @@ class _Lowering:
             case Embed(out=out, table=table, scale=scale, index=index):
                 places, type_ = (table, self._float(out)), self.types[table.name]
                 self._emit(Step("embed", places, type=type_, k=table.columns, scale=scale, table=INDICES[index]))
+            case Input(out=out):
+                self.given = self._float(out)
             case RmsNorm() | LayerNorm():
                 self._norm(op, row)
             case Gate(out=out, gate=gate, up=up, activation=activation):
@@ -322,7 +328,7 @@ class _Lowering:
         rows = {self._int8_columns(user, out) for user in self.users.get(out.id, [])}
         wanted = step.k if step.k in rows and step.heads == 1 else 0
         quantised = self.quantised.setdefault((out.id, wanted), Buffer(prepared_bytes(wanted))) if wanted else None
-        plain = self._float(out) if rows != {wanted} or not wanted or out is self.graph.hidden else None
+        plain = self._float(out) if rows != {wanted} or not wanted or out == self.graph.hidden else None
         self._emit(replace(step, places=(self.floats[x.id], second, quantised, plain, bias)))
 
     def _int8_columns(self, user: Operation, value: Value) -> int:
@@ -498,7 +504,7 @@ class _Lowering:
 
     def _assign_offsets(self, logits: Buffer) -> tuple[int, int]:
         """First fit over lifetimes: a buffer lives from its first phase to its last. Returns bytes per row."""
-        born: dict[Buffer, int] = {}
+        born: dict[Buffer, int] = {self.given: 0} if self.given else {}
         dies: dict[Buffer, int] = {}
         for index, phase in enumerate(self.phases):
             for step in phase:

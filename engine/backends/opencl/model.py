@@ -32,7 +32,7 @@ from engine.backends.opencl.platforms import devices
 from engine.backends.opencl.segments import cut_attention, whole_tiles
 from engine.backends.opencl.source import step_source
 from engine.backends.opencl.weights import DeviceWeights
-from engine.batch import KV_BLOCK, Batch, MemoryUse, Progress, split_logit_rows, step_rows
+from engine.batch import KV_BLOCK, Batch, MemoryUse, Progress, given_to_parts, split_logit_rows, step_rows
 from engine.errors import DeviceError, OutOfMemoryError, UnsupportedModelError
 from engine.gguf import GGUFFile
 from engine.graph import Graph, Weight
@@ -104,7 +104,8 @@ class OpenCLModel:
         is_float = {name: FORMATS[name].is_float for name in self._weights.format_names()}
         self._program = lower(graph, self._weights.types, is_float, self._on.workers, kv_type)
         self._parts = self._weights.stream(self._program.phases, weight_budget)
-        self._max_logit_rows = MAX_LOGIT_ROWS if graph.causal else self.max_rows
+        self._ends_hidden = graph.ends_hidden
+        self._max_logit_rows = self.max_rows if graph.ends_hidden else MAX_LOGIT_ROWS
         if len(self._program.ropes) > MAX_ROPES:
             raise UnsupportedModelError(
                 f"This model has {len(self._program.ropes)} kinds of rotary embedding; "
@@ -205,24 +206,32 @@ class OpenCLModel:
             buffer.release()
         self._buffers = []
 
-    def forward(self, batch: Batch) -> NDArray[np.float32]:
+    def forward(self, batch: Batch, given: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         parts = split_logit_rows(batch, self._max_logit_rows)
         if len(parts) == 1:
-            return self._forward(batch)
-        return np.concatenate([self._forward(part).copy() for part in parts])
+            return self._forward(batch, given)
+        rows = given_to_parts(parts, given)
+        return np.concatenate([self._forward(part, own).copy() for part, own in zip(parts, rows, strict=True)])
 
-    def _forward(self, batch: Batch) -> NDArray[np.float32]:
-        return self._run(batch, self._whole, self._logits[: len(batch.logit_rows)], self._logits_buffer, 0)
+    def _forward(self, batch: Batch, given: NDArray[np.float32] | None) -> NDArray[np.float32]:
+        return self._run(batch, self._whole, self._logits[: len(batch.logit_rows)], self._logits_buffer, 0, given)
 
-    def hidden(self, batch: Batch) -> NDArray[np.float32]:
-        if not self._program.causal:
-            return self._forward(batch)
+    def hidden(self, batch: Batch, given: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        if self._ends_hidden:
+            return self._forward(batch, given)
         assert self._program.hidden is not None
         out = np.empty((len(batch.logit_rows), self.hidden_width), np.float32)
-        return self._run(batch, self._to_hidden, out, self._scratch, self._program.hidden.offset * self.max_rows)
+        offset = self._program.hidden.offset * self.max_rows
+        return self._run(batch, self._to_hidden, out, self._scratch, offset, given)
 
     def _run(
-        self, batch: Batch, steps: list[_Replay], out: NDArray[np.float32], buffer: Any, offset: int
+        self,
+        batch: Batch,
+        steps: list[_Replay],
+        out: NDArray[np.float32],
+        buffer: Any,
+        offset: int,
+        given: NDArray[np.float32] | None,
     ) -> NDArray[np.float32]:
         """Runs a step, the one without or the one with adapters, and reads `out` from its buffer."""
         import pyopencl as cl
@@ -231,6 +240,9 @@ class OpenCLModel:
         words = self._fill_input(batch, step.parity)
         try:
             cl.enqueue_copy(self._on.queue, self._in, self._input[:words], is_blocking=False)
+            if given is not None and self._program.given:
+                at = self._program.given.offset * self.max_rows
+                cl.enqueue_copy(self._on.queue, self._scratch, np.ascontiguousarray(given), dst_offset=at)
             for part in range(step.n_parts):
                 self._weights.bring(part)
                 cl.enqueue_nd_range_kernel(self._on.queue, step.kernels[part], (4 * self._on.workers,), (1,))

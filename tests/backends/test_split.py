@@ -1,0 +1,91 @@
+"""Some layers on one device and the rest on another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine.api import GenerateRequest, LoadOptions, SamplingParams
+from engine.architectures import read_architecture
+from engine.batch import Batch
+from engine.engine import Engine
+from engine.errors import RequestError
+from engine.gguf import GGUFFile
+from engine.graph import layer_starts, split
+from tests.backends.memory_file import one_sequence
+from tests.engine.generation import generate
+
+MODELS = ["llama", "llama-q4_k_m", "gemma3", "deepseek2", "lfm2", "command-r", "qwen3moe"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_layer_but_the_first_is_a_place_to_cut(fixtures_dir: Path, name: str) -> None:
+    with GGUFFile.open(fixtures_dir / "tiny_models" / f"{name}.gguf") as file:
+        graph = read_architecture(file).graph
+    starts = layer_starts(graph)
+    assert len(starts) == graph.n_layers - 1
+    for n in range(1, graph.n_layers):
+        first, second = split(graph, n)
+        assert first.logits == first.hidden
+        assert second.logits == graph.logits
+        assert {w.name for w in first.weights()} | {w.name for w in second.weights()} == {
+            w.name for w in graph.weights()
+        }
+        layers = [
+            {int(w.name.split(".")[1]) for w in part.weights() if w.name.startswith("blk.")} for part in (first, second)
+        ]
+        assert layers == [set(range(n)), set(range(n, graph.n_layers))]
+
+
+@pytest.mark.parametrize(
+    ("device", "executor"), [("opencl=1,numpy", ""), ("numpy=1,opencl", ""), ("opencl=1,opencl", "gpu")]
+)
+def test_two_devices_give_what_one_gives(
+    fixtures_dir: Path, device: str, executor: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logits of many rows and of one, hidden rows, blocks read and written back, and an answer."""
+    if executor:
+        monkeypatch.setenv("REALM_EXECUTOR", executor)
+    path = fixtures_dir / "tiny_models" / "llama.gguf"
+    tokens = np.random.default_rng(3).integers(3, 400, 150).astype(np.int32)
+    wanted = np.arange(0, 150, 2, dtype=np.int32)  # more than one read of logits takes
+    steps = [one_sequence(tokens, blocks=[3, 1, 4, 0, 6], logit_rows=wanted)]
+    steps.append(one_sequence([7], 150, blocks=[3, 1, 4, 0, 6]))
+    found = {}
+    for where in ("numpy", device):
+        with Engine() as engine:
+            info = engine.load(path, LoadOptions(device=where)).result(120)
+
+            def run(model: object, _: object) -> list[np.ndarray]:
+                def one(step: Batch) -> list[np.ndarray]:
+                    return [model.forward(step).copy(), model.hidden(step).copy()]  # type: ignore[attr-defined]
+
+                results = [array for step in steps for array in one(step)]
+                kept = model.read_blocks([3, 1, 4, 0, 6])  # type: ignore[attr-defined]
+                model.write_blocks([3, 1, 4, 0, 6], np.zeros_like(kept))  # type: ignore[attr-defined]
+                model.write_blocks([8, 2, 5, 9, 7], kept)  # type: ignore[attr-defined]
+                return [*results, *one(one_sequence([7], 150, blocks=[8, 2, 5, 9, 7]))]
+
+            arrays = engine.call(run).result(120)
+            request = GenerateRequest(
+                prompt_tokens=tokens[:40].tolist(),
+                max_tokens=8,
+                sampling=SamplingParams(temperature=0),
+                ignore_eos=True,
+            )
+            found[where] = arrays, generate(engine, request).tokens, info
+    (expected, answer, _), (got, other, info) = found.values()
+    for a, b in zip(got, expected, strict=True):
+        assert ((a - b) ** 2).sum() / (b**2).sum() < 5e-5
+    np.testing.assert_array_equal(got[4], got[2])
+    assert other == answer
+    assert "=1," in info.device.id
+    assert "1 layers" in info.device.name
+
+
+@pytest.mark.parametrize("device", ["opencl,numpy", "numpy=0,numpy", "numpy=9,numpy", "numpy=x,numpy"])
+def test_what_cannot_be_cut_so_is_refused(fixtures_dir: Path, device: str) -> None:
+    with Engine() as engine, pytest.raises(RequestError, match="how many layers.*can be cut after 1 to 1"):
+        engine.load(fixtures_dir / "tiny_models" / "llama.gguf", LoadOptions(device=device)).result(60)
