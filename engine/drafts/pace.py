@@ -11,6 +11,9 @@ import numpy as np
 MEMORY = 16.0
 """Samples over which a measured cost is averaged."""
 
+SHORTER = 0.5
+"""What a sample below the average counts for."""
+
 
 class StepCost:
     """Seconds of a model's step by its number of rows, as measured. More rows never count as cheaper than fewer."""
@@ -23,17 +26,17 @@ class StepCost:
         self._stale = False
 
     def observe(self, rows: int, seconds: float) -> None:
+        """Whatever else has the machine only adds to a time, so shorter ones count for more."""
         weight = self._weight.get(rows, 0.0)
-        mean = self._mean.get(rows, 0.0)
-        if weight >= 3.0:
-            seconds = min(seconds, 2 * mean)  # something else had the machine
-        elif weight and seconds < mean / 2:
-            weight = 0.0  # the first of its kind prepared something
+        if not weight:
+            self._mean[rows] = seconds
+        else:
+            mean = self._mean[rows]
+            share = SHORTER if seconds < mean else 1 / MEMORY
+            self._mean[rows] += (min(seconds, 2 * mean) - mean) * share
         for other in self._weight:
             self._weight[other] *= 0.995
-        weight = min(weight + 1.0, MEMORY)
-        self._mean[rows] = mean + (seconds - mean) / weight if weight > 1.0 else seconds
-        self._weight[rows] = weight
+        self._weight[rows] = min(weight + 1.0, MEMORY)
         self._stale = True
 
     def samples(self, rows: int) -> float:

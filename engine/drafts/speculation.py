@@ -10,7 +10,7 @@ from typing import Protocol
 from engine.api import DraftKind
 from engine.drafts.drafting import Drafting
 from engine.drafts.guess import Guess
-from engine.drafts.pace import Acceptance, StepCost, plan, reaches
+from engine.drafts.pace import MEMORY, Acceptance, StepCost, plan, reaches
 from engine.sequence import Sequence
 
 PROBES_SHARE = 0.02
@@ -142,6 +142,7 @@ class Speculation:
         self.max_rows = max_rows
         self.cost = StepCost()
         self.choosing_s = 0.0
+        self._plain_s: dict[int, float] = {}  # rows -> what whole steps without guesses take, disturbed or not
         self._drafters: dict[DraftKind, Drafter] = {DraftKind.NGRAM: Ngrams()}
         self._paces: dict[tuple[DraftKind, bool], Pace] = {}
         self._since_plain = 0
@@ -256,11 +257,16 @@ class Speculation:
         if count:
             share = choosing_s / count
             self.choosing_s += (min(share, 2 * self.choosing_s) - self.choosing_s) / 16 if self.choosing_s else share
-        self._since_plain = 0 if n_rows == n_plain else self._since_plain + 1
-        if not self.cost.samples(n_plain):
-            return
         took = self._drafting_s + forward_s + choosing_s
-        plain = self.cost.seconds(n_plain) + n_plain * self.choosing_s
+        if n_rows == n_plain:
+            self._since_plain = 0
+            before = self._plain_s.get(n_plain, forward_s + choosing_s)
+            self._plain_s[n_plain] = before + (forward_s + choosing_s - before) / MEMORY
+        else:
+            self._since_plain += 1
+        if n_plain not in self._plain_s:
+            return
+        plain = self._plain_s[n_plain]
         paces: dict[int, Pace] = {}
         for sequence, n in tokens:
             if sequence.drafting is not None:
