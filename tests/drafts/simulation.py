@@ -12,7 +12,10 @@ import numpy as np
 from engine.api import DraftKind, DraftOptions, Event, Figures, Finished, GenerateRequest, SamplingParams, Token
 from engine.batch import Batch
 from engine.drafts.fit import SharedTokens
+from engine.drafts.guess import Guess
 from engine.drafts.model import ModelDrafter
+from engine.drafts.speculation import Planned, Speculation
+from engine.sequence import Sequence as Sequence_
 from engine.serving import Serving
 from engine.stream import Stream
 from tests.engine.fakes import GREEDY, N_VOCAB, FakeBundle, FakeModel, History, hashed_logits
@@ -111,3 +114,29 @@ def run(serving: Serving, *asked: Asked) -> None:
         serving.step()
     for one in asked:
         one.events += one.stream.poll()
+
+
+class Always:
+    """A drafter whose guesses are checked whether they pay or not: right ones, wrong ones, and both mixed."""
+
+    def __init__(self, length: int | None = None) -> None:
+        self.length = length  # None: what the request begins with
+
+    def propose(self, speculation: Speculation, sequences: Sequence[Sequence_], n_plain: int) -> list[Planned]:
+        out = []
+        for sequence in sequences:
+            history, guess = list(sequence.tokens), Guess()
+            assert sequence.drafting is not None
+            length = sequence.drafting.at_start if self.length is None else self.length
+            for place in range(min(length, sequence.guess_room)):
+                token = int(hashed_logits(tuple(history)).argmax())
+                if (len(history) * 7 + place) % 5 == 0:
+                    token = (token + 1) % 256
+                guess.tokens.append(token)
+                guess.confidences.append(0.5)
+                history.append(token)
+            out.append(Planned(sequence, sequence.drafting, guess, probe=len(guess.tokens)))
+        return out
+
+    def forget(self, sequence: Sequence_) -> None:
+        pass

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from engine.api import DraftKind, DraftOptions, Failed, Finished, SamplingParams, StopReason, Token
-from engine.drafts.guess import Guess
 from engine.drafts.speculation import Planned, Speculation
 from engine.errors import RequestError
 from engine.sequence import Sequence
 from tests.drafts.simulation import (
+    Always,
     Asked,
     Clock,
     agreeing,
@@ -26,31 +26,6 @@ from tests.engine.fakes import END, N_VOCAB, FakeModel, hashed_logits, lone_run,
 
 MODEL = DraftOptions(DraftKind.MODEL)
 NGRAM = DraftOptions(DraftKind.NGRAM)
-
-
-class Always:
-    """A drafter whose guesses are checked whether they pay or not: right ones, wrong ones, and both mixed."""
-
-    def __init__(self, length: int) -> None:
-        self.length = length
-
-    def propose(self, speculation: Speculation, sequences: Sequence_[Sequence], n_plain: int) -> list[Planned]:
-        out = []
-        for sequence in sequences:
-            history, guess = list(sequence.tokens), Guess()
-            for place in range(min(self.length, sequence.guess_room)):
-                token = int(hashed_logits(tuple(history)).argmax())
-                if (len(history) * 7 + place) % 5 == 0:
-                    token = (token + 1) % 256
-                guess.tokens.append(token)
-                guess.confidences.append(0.5)
-                history.append(token)
-            assert sequence.drafting is not None
-            out.append(Planned(sequence, sequence.drafting, guess, probe=len(guess.tokens)))
-        return out
-
-    def forget(self, sequence: Sequence) -> None:
-        pass
 
 
 class Spelling(Always):

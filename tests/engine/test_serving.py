@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -20,11 +21,14 @@ from engine.api import (
     Token,
 )
 from engine.batch import KV_BLOCK
+from engine.drafts.fit import SharedTokens
+from engine.drafts.model import ModelDrafter
 from engine.request import parallel_request
 from engine.serving import Serving
 from engine.stream import Stream
 from engine.swap import HostMemory
-from tests.engine.fakes import FakeBundle, FakeModel, lone_run
+from tests.drafts.simulation import Always, agreeing
+from tests.engine.fakes import N_VOCAB, FakeBundle, FakeModel, lone_run
 
 starts = [[1] * 70, [1] * 40 + [2] * 30, list(range(90))]
 prompts = st.builds(
@@ -35,12 +39,28 @@ prompts = st.builds(
 )
 
 
+def _draft(guesses: int, sampled: bool) -> DraftOptions | None:
+    """Sampled answers are those of a lone run where guesses are point masses; with drawn ones only in distribution."""
+    if not guesses:
+        return None
+    return DraftOptions(DraftKind.NGRAM if sampled or guesses % 2 else DraftKind.MODEL, draft_k=guesses)
+
+
 class Requests(RuleBasedStateMachine):
     @initialize(n_blocks=st.integers(6, 24), max_rows=st.integers(1, 48), host_blocks=st.sampled_from([0, 3, 10, 1000]))
     def load(self, n_blocks: int, max_rows: int, host_blocks: int) -> None:
         bundle = FakeBundle(FakeModel(n_blocks, max_rows))
         self.model: FakeModel = bundle.model
         self.serving = Serving(bundle.model, bundle.tokenizer, bundle.template, bundle.info)
+        # guesses of both kinds: some that are always checked, and a draft model's, in a cache too small for a crowd
+        self.serving.speculation.set_drafter(DraftKind.NGRAM, Always())
+        self.drafter = ModelDrafter(
+            FakeModel(12, 24, agreeing(0.7)),
+            SharedTokens(np.ones(N_VOCAB, np.bool_), np.arange(N_VOCAB, dtype=np.int32)),
+            N_VOCAB,
+            12 * KV_BLOCK,
+        )
+        self.serving.speculation.set_drafter(DraftKind.MODEL, self.drafter)
         self.serving._scheduler.host = HostMemory(bundle.model, host_blocks * self.model.block_bytes)
         self.requests: list[tuple[GenerateRequest, Stream]] = []
 
@@ -64,7 +84,7 @@ class Requests(RuleBasedStateMachine):
             sampling=SamplingParams(temperature=0) if seed is None else SamplingParams(seed=seed),
             ignore_eos=ignore_eos,
             priority=priority,
-            draft=DraftOptions(DraftKind.NGRAM, draft_k=guesses) if guesses else None,
+            draft=_draft(guesses, sampled=seed is not None),
         )
         streams = {number: Stream() for number in range(answers)}
         assert all(stream.claim() for stream in streams.values())
@@ -122,6 +142,7 @@ class Requests(RuleBasedStateMachine):
             self.serving.step()
         assert not self.serving.n_queued
         assert self.serving._scheduler.blocks.free == self.model.n_blocks
+        assert self.drafter.blocks.free == self.drafter.model.n_blocks
         for request, stream in self.requests:
             assert_lone_answer(request, stream.poll(), self.serving.info.context_length)
 
