@@ -1,6 +1,14 @@
 // A tile's work on one block of the cache, for N query vectors at once. Included for each N up to DIRECT, which names it
 // by B(name): a loop is only unrolled, and its sums only kept in registers, where its length stands there as a number.
 
+// Times sixteen lanes that a query's sums have at once: as many as registers hold. Sixteen lanes are two of AVX2's sixteen
+// registers and one of AVX-512's thirty-two.
+#if defined(REALM_F16_AVX512) || N < 3
+#define SPAN 2
+#else
+#define SPAN 1
+#endif
+
 #define EACH_QUERY _Pragma("unroll") for (int u = 0; u < N; u++)
 #define EACH_SPAN _Pragma("unroll") for (int i = 0; i < SPAN; i++)
 
@@ -14,7 +22,7 @@ static inline __attribute__((always_inline)) void B(score_part)(
 {
     EACH_QUERY EACH_SPAN s[u][i] =
         (float16)(0.0f);
-    for (int d = 0; d < head_width; d++) {
+    _Pragma("unroll 4") for (int d = 0; d < head_width; d++) {
         float16 k[SPAN];
         EACH_SPAN
         {
@@ -43,7 +51,7 @@ static inline __attribute__((always_inline)) void B(score_part)(
         int16 acc[N][SPAN];
         EACH_QUERY EACH_SPAN acc[u][i] =
             (int16)(KV_TYPE == KV_Q4_0 ? -q[u].offsets[g] : 0);
-        for (int e = 0; e < CODE_BITS * 2; e++) {
+        _Pragma("unroll 4") for (int e = 0; e < CODE_BITS * 2; e++) {
             const __global uchar *at = kt + (2 * CODE_BITS * g + e) * 2 * POSITIONS + 32 * part;
             EACH_SPAN
             {
@@ -163,14 +171,14 @@ static inline __attribute__((always_inline)) void B(attend_block)(const Block *b
 #endif
         }
         if (b->vf)
-            for (int x = 0; x < b->written; x++)
+            _Pragma("unroll 4") for (int x = 0; x < b->written; x++)
                 EACH_SPAN
                 {
                     const float16 v = *(const __private float16 *)(b->vf + x * 16 * vectors + d + i * more);
                     EACH_QUERY o[u][i] += v * WEIGHT(u, x);
                 }
         else
-            for (int x = 0; x < b->written; x++)
+            _Pragma("unroll 4") for (int x = 0; x < b->written; x++)
                 EACH_SPAN
                 {
                     const float16 v = value16(b->vt, a->value_width, x, d + i * more);
@@ -187,5 +195,6 @@ static inline __attribute__((always_inline)) void B(attend_block)(const Block *b
 #undef WEIGHT
 }
 
+#undef SPAN
 #undef EACH_QUERY
 #undef EACH_SPAN

@@ -10,14 +10,6 @@
 #define MAX_QUERIES 32 // query vectors (rows times heads) of one tile
 #define DIRECT 4       // so many of them, or fewer, read the cache as it lies; for more it is made floats once
 
-// Sixteen lanes are two registers of AVX2, where four queries keep eight sums at once, and one of AVX-512, where they
-// keep eight with twice as many lanes.
-#ifdef REALM_F16_AVX512
-#define SPAN 2
-#else
-#define SPAN 1
-#endif
-
 // Rotates columns start .. start + 2 * half_width - 1 of the heads of one row in place; table holds cos[half_width] and
 // sin[half_width].
 static inline void rotate_row(__global float *x, int heads, int head_width, int start, const __global float *table,
@@ -111,8 +103,12 @@ static inline void quantise_query(
     const __global float *q, int width, __private short *codes, __private float *scales, __private int *offsets)
 {
     for (int d = 0; d < width; d += 32) {
-        const float16 a = columns16(q, d, width);
-        const float16 b = d + 16 < width ? columns16(q, d + 16, width) : (float16)(0.0f);
+        float numbers[32] __attribute__((aligned(64)));
+        columns32(q, d, width, numbers);
+#if KV_TYPE == KV_Q4_0
+        rotate32(numbers);
+#endif
+        const float16 a = *(const __private float16 *)numbers, b = *(const __private float16 *)(numbers + 16);
         const float largest = max16(max_16(abs_16(a), abs_16(b)));
         const float inverse = largest > 0.0f ? QUERY_LARGEST / largest : 0.0f;
         const float16 magic = (float16)(12582912.0f); // adding and subtracting it rounds to the nearest integer

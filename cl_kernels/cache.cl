@@ -9,7 +9,9 @@
 //   KV_Q4_0  the same with numbers of 4 bits, 8 more than what they stand for:
 //            keys   [four columns][32][2 bytes]: a byte's low half is column 0 or 1 of the four, its high half 2 or 3
 //            values [32][groups][16 bytes]: byte i's low half is column i, its high half column i + 16
-// Widths are padded to a multiple of 32 in the latter two; what lies in the padding does not matter.
+// Widths are padded to a multiple of 32 in the latter two; what lies in the padding does not matter. Keys of KV_Q4_0 are
+// rotated before they are rounded, and queries with them (rotate32): products stay what they are, and the few columns that
+// stand out in many models' keys no longer take the precision of the others.
 
 #define KV_F16 0
 #define KV_Q8_0 1
@@ -74,14 +76,33 @@ static inline void store_values(const __global float *v, int width, int position
 
 #else
 
-// 32 columns as whole numbers, by ggml's rule for the type; returns their scale.
-static inline float quantise32(const __global float *x, int from, int width, uchar *codes)
+// Columns from .. from + 31 of a row of `width`, zeros behind its end
+static inline void columns32(const __global float *x, int from, int width, __private float *v)
 {
-    float v[32];
+    *(__private float16 *)v = columns16(x, from, width);
+    *(__private float16 *)(v + 16) = from + 16 < width ? columns16(x, from + 16, width) : (float16)(0.0f);
+}
+
+// The Walsh-Hadamard transform of 32 numbers, by the root of 32: orthogonal, and its own inverse.
+static inline void rotate32(__private float *v)
+{
+    for (int half_span = 1; half_span < 32; half_span *= 2)
+        for (int i = 0; i < 32; i += 2 * half_span)
+            for (int j = i; j < i + half_span; j++) {
+                const float a = v[j], b = v[j + half_span];
+                v[j] = a + b;
+                v[j + half_span] = a - b;
+            }
+    for (int i = 0; i < 32; i++)
+        v[i] *= 0.17677669529663687f;
+}
+
+// 32 numbers as whole ones, by ggml's rule for the type; returns their scale.
+static inline float quantise32(const __private float *v, uchar *codes)
+{
     float most = 0.0f; // the number farthest from 0
     float broken = 0.0f; // not a number where a column is none: then the scale is none either
     for (int i = 0; i < 32; i++) {
-        v[i] = from + i < width ? x[from + i] : 0.0f;
         broken += v[i] * 0.0f;
         if (fabs(v[i]) > fabs(most))
             most = v[i];
@@ -105,7 +126,12 @@ static inline void store_keys(const __global float *k, int width, int position, 
     __global half *scales = (__global half *)(head + code_bytes(width));
     for (int d = 0; d < width; d += 32) {
         uchar codes[32];
-        vstore_half_rte(quantise32(k, d, width, codes), d / 32 * POSITIONS + position, scales);
+        float numbers[32] __attribute__((aligned(64)));
+        columns32(k, d, width, numbers);
+#if KV_TYPE == KV_Q4_0
+        rotate32(numbers);
+#endif
+        vstore_half_rte(quantise32(numbers, codes), d / 32 * POSITIONS + position, scales);
 #if KV_TYPE == KV_Q8_0
         for (int i = 0; i < 32; i++)
             head[((long)(d + i) / 2 * POSITIONS + position) * 2 + i % 2] = codes[i];
@@ -123,7 +149,9 @@ static inline void store_values(const __global float *v, int width, int position
     __global uchar *to = head + code_bytes(width) / POSITIONS * position;
     for (int d = 0; d < width; d += 32) {
         uchar codes[32];
-        vstore_half_rte(quantise32(v, d, width, codes), d / 32 * POSITIONS + position, scales);
+        float numbers[32] __attribute__((aligned(64)));
+        columns32(v, d, width, numbers);
+        vstore_half_rte(quantise32(numbers, codes), d / 32 * POSITIONS + position, scales);
         for (int i = 0; i < 4 * CODE_BITS; i++)
             to[d * CODE_BITS / 8 + i] = CODE_BITS == 8 ? codes[i] : codes[i] | codes[i + 16] << 4;
     }

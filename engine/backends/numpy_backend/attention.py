@@ -19,6 +19,12 @@ KEY_ROWS = 512
 keys is the longer: so each query finds a position it may read in the first tile."""
 
 
+_HADAMARD = np.array([[(-1) ** (i & j).bit_count() for j in range(32)] for i in range(32)], np.float32) / np.sqrt(
+    np.float32(32)
+)
+"""Walsh-Hadamard: orthogonal, symmetric, its own inverse."""
+
+
 @dataclass(frozen=True)
 class Tile:
     """Some positions of a sequence and where in the cache they are."""
@@ -82,7 +88,7 @@ def attention(
         table = at.table(op.rope)
         q = rotate(q, op.rope, table, op.rope_start)
         k = rotate(k, op.rope, table, op.rope_start)
-    keys[at.slots] = rounded(k, kv_type)
+    keys[at.slots] = rounded(k, kv_type, keys=True)
     values[at.slots] = rounded(v.reshape(rows, op.n_kv_heads, op.v_head_width), kv_type)
     batch = at.batch
     out = np.empty((rows, op.n_heads, op.v_head_width), np.float32)
@@ -99,8 +105,11 @@ def attention(
     return out.reshape(rows, -1)
 
 
-def rounded(x: Array, kv_type: str) -> Array:
-    """x [rows, heads, width] as a cache of the type gives it back, each head in blocks of 32; f16 changes nothing."""
+def rounded(x: Array, kv_type: str, *, keys: bool = False) -> Array:
+    """x [rows, heads, width] as a cache of the type gives it back, each head in blocks of 32; f16 changes nothing.
+
+    keys: they are rotated before they are rounded to q4_0, as cl_kernels/cache.cl says; here they are rotated back.
+    """
     if kv_type == "f16":
         return x
     quant, width = QuantType.by_name(kv_type), x.shape[2]
@@ -108,7 +117,13 @@ def rounded(x: Array, kv_type: str) -> Array:
     rows = padded.reshape(-1, padded.shape[2])
     if not np.isfinite(rows).all():  # a broken model's; the types have no such numbers
         return x
-    return dequantize(quant, quantize(quant, rows)).reshape(padded.shape)[:, :, :width]
+    rotated = keys and kv_type == "q4_0"
+    if rotated:
+        rows = (rows.reshape(-1, 32) @ _HADAMARD).reshape(rows.shape)
+    got = dequantize(quant, quantize(quant, np.ascontiguousarray(rows)))
+    if rotated:
+        got = got.reshape(-1, 32) @ _HADAMARD
+    return got.reshape(padded.shape)[:, :, :width]
 
 
 def rotate(x: Array, rope: Rope, table: Array, start: int) -> Array:
