@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from app.cli.options import REQUEST_NAMES, add_sampling_arguments, generate_request, given_options, sampling_params
-from engine.api import AdapterUse, GenerateRequest, SamplingParams
+from engine.api import DEFAULT_SAMPLERS, AdapterUse, GenerateRequest, SamplingParams
 from engine.errors import RequestError
 
 
@@ -124,6 +124,11 @@ def test_the_command_line_sets_what_json_sets() -> None:
 )
 def test_short_names_of_the_field_are_understood(flags: list[str], name: str, value: float) -> None:
     assert from_command_line(*flags) == {name: value}
+
+
+def test_samplers_go_by_their_names_in_llama_cpp_too() -> None:
+    order = "penalties;dry;top_n_sigma;top_k;typ_p;top_p;min_p;xtc;temperature"
+    assert sampling_params({"samplers": order}).samplers == DEFAULT_SAMPLERS
 
 
 def test_a_seed_of_minus_one_draws_one() -> None:

@@ -123,6 +123,14 @@ def test_a_crowd_in_little_memory_gets_the_same_answers(start: Start) -> None:
         assert [event.token for event in stream if isinstance(event, Token)] == alone.tokens
 
 
+def test_several_answers_to_one_prompt_match_each(start: Start) -> None:
+    engine = start(FakeBundle(FakeModel()))
+    streams = engine.submit_parallel(ask(sampling=SamplingParams(seed=4)), 3)
+    texts = ["".join(getattr(event, "text", "") for event in stream) for stream in streams]
+    assert all(re.fullmatch(PATTERN, text) for text in texts)
+    assert len(set(texts)) == 3
+
+
 def test_stop_strings_and_limits_end_an_answer_within_forced_text(start: Start) -> None:
     engine = start(FakeBundle(FakeModel()))
     stopped = generate(engine, ask(stop=["ame"]))
