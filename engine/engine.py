@@ -312,6 +312,8 @@ class Engine:
             if self._serving is not None and self._serving.busy:
                 try:
                     self._serving.step()
+                    if self._serving.draft_failed:
+                        self._drop_draft()
                 except DeviceError as error:
                     self._lose(error)
                 except Exception as error:

@@ -80,6 +80,7 @@ class Serving:
         self._n_vocab = min(model.n_vocab, tokenizer.n_vocab)
         self._grammars = Grammars(tokenizer, self._n_vocab)
         self.speculation = Speculation(model.max_rows)
+        self.draft_failed = False  # the draft model is not to be used any more
         if info.is_encoder:  # its cache has room for several texts of the longest kind
             self.info = info
         else:
@@ -108,6 +109,7 @@ class Serving:
             tokens = shared_tokens(self.tokenizer.vocabulary, draft.vocabulary)
             drafter = ModelDrafter(draft.model, tokens, self._n_vocab, draft.context_length)
         self.speculation.set_drafter(DraftKind.MODEL, drafter)
+        self.draft_failed = False
 
     def add(self, stream: Stream, request: GenerateRequest, submitted: float) -> None:
         """Queues a request. Raises a RealmError when something is wrong with it."""
@@ -256,7 +258,7 @@ class Serving:
     def _step_requests(self) -> None:
         self._end_cancelled()
         self._take_restored()
-        self.speculation.propose([s for s in self._scheduler.running if s.n_generated and s.n_pending == 1])
+        self._propose()
         step = self._scheduler.schedule()
         if step is None:
             return
@@ -286,6 +288,24 @@ class Serving:
         if only_decodes:
             times = computed - began, perf_counter() - computed
             self.speculation.measured(len(step.rows), len(step.batch.tokens), *times, new)
+
+    def _propose(self) -> None:
+        """Guesses at what follows the sequences that decode. When that fails, the requests that guess fail with it, and
+        the draft model is given up; the others go on."""
+        decoding = [s for s in self._scheduler.running if s.n_generated and s.n_pending == 1]
+        try:
+            self.speculation.propose(decoding)
+        except Exception as failure:
+            log.exception("Guessing failed")
+            cause = failure.message if isinstance(failure, RealmError) else f"{type(failure).__name__}: {failure}"
+            error = RealmError(
+                f"Guessing tokens failed: {cause}", "Send it again without guesses, or load the draft model again."
+            )
+            self.draft_failed = self.speculation.has(DraftKind.MODEL)
+            self.speculation.set_drafter(DraftKind.MODEL, None)
+            for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
+                if sequence.drafting is not None:
+                    self._fail(sequence, error)
 
     def close(self) -> None:
         """Waits until sessions are saved, then lets go of the model."""

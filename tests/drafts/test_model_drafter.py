@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from engine.api import DraftKind, DraftOptions, Failed, Finished, SamplingParams, StopReason, Token
+from engine.batch import Batch
 from engine.drafts.speculation import Planned, Speculation
-from engine.errors import RequestError
+from engine.errors import DeviceError, RequestError
 from engine.sequence import Sequence
 from tests.drafts.simulation import (
     Always,
@@ -277,6 +278,23 @@ def test_a_request_for_a_draft_model_without_one_is_refused() -> None:
     serving = serving_with(bundle())
     with pytest.raises(RequestError, match="none is loaded"):
         ask(serving, [1], 5, MODEL)
+
+
+def test_a_draft_that_fails_fails_who_uses_it_and_nobody_else(clock: Clock) -> None:
+    def broken(batch: Batch) -> None:
+        if len(draft.batches) > 3:
+            raise DeviceError("The device is gone.")
+
+    draft = FakeModel(64, 64, agreeing(1.0), broken)
+    serving = serving_with(bundle(before=clock.steps(10.0, 0.1)), draft)
+    guessing, plain = ask(serving, [1], 100, MODEL), ask(serving, [2], 100)
+    run(serving, guessing, plain)
+    last = guessing.events[-1]
+    assert isinstance(last, Failed)
+    assert last.error.message == "Guessing tokens failed: The device is gone."
+    assert plain.tokens == lone_run([2], 100, ignore_eos=True)
+    assert serving.draft_failed
+    assert serving._scheduler.blocks.free == 64
 
 
 def test_taking_the_draft_away_lets_answers_go_on(clock: Clock) -> None:
