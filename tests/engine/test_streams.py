@@ -297,8 +297,8 @@ class Streams(RuleBasedStateMachine):
     [
         ("numpy", 6),
         ("opencl", 5),
-        pytest.param("numpy", 150, marks=pytest.mark.slow),
-        pytest.param("opencl", 150, marks=pytest.mark.slow),
+        pytest.param("numpy", 50, marks=pytest.mark.slow),
+        pytest.param("opencl", 100, marks=pytest.mark.slow),
     ],
 )
 def test_every_answer_equals_its_lone_run(device: str, examples: int, fixtures_dir: Path, tmp_path: Path) -> None:
