@@ -51,6 +51,7 @@ class DraftService(QObject):
         self._fits: dict[tuple[Path, Path, int], DraftFit] = {}
         self._asked: set[tuple[Path, Path, int]] = set()
         self.loading: Path | None = None
+        self._unloading = False
         self._job: Any = None
         self.trial: Trial | None = None
         self.results: list[Measured] = []
@@ -62,8 +63,8 @@ class DraftService(QObject):
 
     @property
     def draft(self) -> DraftInfo | None:
-        """The draft model that is loaded."""
-        return self._service.status.draft
+        """The draft model that is loaded, and is to stay so."""
+        return None if self._unloading else self._service.status.draft
 
     def candidates(self) -> list[Candidate]:
         """The other models of this computer, those that fit first; begins to read those not looked at yet."""
@@ -133,9 +134,11 @@ class DraftService(QObject):
         """Frees the draft model's memory."""
         engine = self._service.engine
         if engine is not None:
+            self._unloading = True
             engine.unload_draft().add_done_callback(lambda _job: self._background.call(self._unloaded))
 
     def _unloaded(self) -> None:
+        self._unloading = False
         self._service.refresh()
         self.changed.emit()
 

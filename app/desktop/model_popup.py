@@ -6,11 +6,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from PySide6.QtCore import QPoint, QSize, Qt, Signal
-from PySide6.QtGui import QColor, QFontMetrics, QKeyEvent
+from PySide6.QtCore import QPoint, QRectF, QSize, Qt, Signal
+from PySide6.QtGui import QFontMetrics, QKeyEvent, QPainter, QPaintEvent
 from PySide6.QtWidgets import (
     QFrame,
-    QGraphicsDropShadowEffect,
     QHBoxLayout,
     QLabel,
     QProgressBar,
@@ -33,6 +32,8 @@ STAGES = {
     "measuring": "Measuring",
 }
 POPUP_WIDTH = 400
+SHADOW = (14.0, 11.5, 9.0, 7.0, 5.0, 3.5, 2.0, 1.0)
+"""How far each layer of the popup's shadow reaches."""
 
 
 def file_size(size: int) -> str:
@@ -201,11 +202,6 @@ class ModelPopup(QWidget):
         outer.setContentsMargins(16, 6, 16, 20)
         self._card = QFrame(self)
         self._card.setObjectName("popup")
-        shadow = QGraphicsDropShadowEffect(self._card)
-        shadow.setBlurRadius(28)
-        shadow.setOffset(0, 6)
-        shadow.setColor(QColor(themes.current.shadow))
-        self._card.setGraphicsEffect(shadow)
         outer.addWidget(self._card)
         inner = QVBoxLayout(self._card)
         inner.setContentsMargins(3, 3, 3, 3)
@@ -229,13 +225,30 @@ class ModelPopup(QWidget):
 
     def open_below(self, anchor: QWidget) -> None:
         """Opens under a widget, inside of the screen."""
-        self._rebuild()
+        if self._shape_now() != self._shape:
+            self._rebuild()
+        else:
+            self.fit()
+            self._show_progress()
         place = anchor.mapToGlobal(QPoint(-16, anchor.height() - 2))
         window = anchor.window()
         right = window.mapToGlobal(QPoint(window.width(), 0)).x()
         self.move(max(window.mapToGlobal(QPoint(0, 0)).x() - 8, min(place.x(), right - self.width() + 8)), place.y())
         self.show()
         self.setFocus()
+
+    def paintEvent(self, event: QPaintEvent) -> None:
+        """The card's shadow. A graphics effect would blur all of the card again for every change."""
+        painter = QPainter(self)
+        painter.setRenderHint(QPainter.RenderHint.Antialiasing)
+        painter.setPen(Qt.PenStyle.NoPen)
+        color = self._themes.color("shadow")
+        color.setAlphaF(color.alphaF() / 9)
+        painter.setBrush(color)
+        card = QRectF(self._card.geometry()).translated(0, 4)
+        for spread in SHADOW:
+            painter.drawRoundedRect(card.adjusted(-spread, -spread, spread, spread), 14 + spread, 14 + spread)
+        painter.end()
 
     def keyPressEvent(self, event: QKeyEvent) -> None:
         if event.key() in (Qt.Key.Key_Down, Qt.Key.Key_Up):
