@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from engine import placement
 from engine.api import GenerateRequest, LoadOptions, SamplingParams
 from engine.architectures import read_architecture
 from engine.batch import Batch
+from engine.devices import choose_device
 from engine.engine import Engine
-from engine.errors import RequestError
+from engine.errors import OutOfMemoryError, RequestError
 from engine.gguf import GGUFFile
 from engine.graph import layer_starts, split
 from tests.backends.memory_file import one_sequence
@@ -89,3 +93,26 @@ def test_two_devices_give_what_one_gives(
 def test_what_cannot_be_cut_so_is_refused(fixtures_dir: Path, device: str) -> None:
     with Engine() as engine, pytest.raises(RequestError, match="how many layers.*can be cut after 1 to 1"):
         engine.load(fixtures_dir / "tiny_models" / "llama.gguf", LoadOptions(device=device)).result(60)
+
+
+def test_a_gpu_that_is_too_small_takes_as_many_layers_as_fit(
+    fixtures_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CPU device that says it is a GPU stands for one; its memory is limited."""
+    path = fixtures_dir / "tiny_models" / "llama-q4_k_m.gguf"
+    monkeypatch.setenv("REALM_EXECUTOR", "gpu")
+    gpu = replace(choose_device("opencl"), kind="gpu")
+    monkeypatch.setattr(placement, "choose_device", lambda wanted: gpu)
+    request = GenerateRequest(
+        prompt_tokens=[50, 357, 282], max_tokens=4, sampling=SamplingParams(temperature=0), ignore_eos=True
+    )
+    with Engine() as engine:
+        whole = engine.load(path, LoadOptions(context_length=512)).result(120)
+        expected = generate(engine, request).tokens
+        limit = whole.weight_bytes + whole.kv_bytes + whole.scratch_bytes - 1
+        shared = engine.load(path, LoadOptions(context_length=512, memory_limit=limit)).result(120)
+        assert re.search(r"=1,numpy$", shared.device.id)
+        assert any("layers are on" in note for note in shared.notes)
+        assert generate(engine, request).tokens == expected
+        with pytest.raises(OutOfMemoryError, match="needs .* GB for its weights"):
+            engine.load(path, LoadOptions(context_length=512, memory_limit=1 << 20)).result(120)
