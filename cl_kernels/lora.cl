@@ -36,9 +36,12 @@ static inline const __global LoraSite *lora_site(const __global LoraUnit *unit, 
     return (const __global LoraSite *)unit->table + site;
 }
 
+#define LORA_FETCH 4096 // bytes that are asked for before they are used; see common.cl
+
 // Columns `from` .. `from + n - 1` of a row of activations, float32 or prepared (prepare.cl), as float32.
-static inline void lora_expand(const __global char *row, int is_float, int k, int from, int n, float *out)
+static inline void lora_expand(const __global char *row, int is_float, int k, int from, int n, float16 *to)
 {
+    float *out = (float *)to;
     if (is_float) {
         const __global float *x = (const __global float *)row + from;
         for (int i = 0; i < n; i++)
@@ -58,7 +61,7 @@ static inline void lora_expand(const __global char *row, int is_float, int k, in
             const short16 mixed = load_short16(q + 32 * part);
             const int16 x = __builtin_convertvector(mixed.s021346578a9bcedf, int16);
 #endif
-            vstore16(scale * to_float(x), 0, out + 32 * b + 16 * part);
+            to[2 * b + part] = scale * to_float(x);
         }
     }
 }
@@ -67,17 +70,21 @@ static inline void lora_expand(const __global char *row, int is_float, int k, in
 #define DEFINE_DOWN(NAME, TILE)                                                                                        \
     static void NAME(const __global uchar *a, const __global char *x, long stride, int is_float, int k, float16 *t)    \
     {                                                                                                                  \
-        float xs[TILE][LORA_COLUMNS];                                                                                  \
+        float16 expanded[TILE][LORA_COLUMNS / 16];                                                                     \
+        const float *xs[TILE];                                                                                         \
         float16 even[TILE], odd[TILE];                                                                                 \
         for (int r = 0; r < TILE; r++)                                                                                 \
             even[r] = odd[r] = (float16)(0.0f);                                                                        \
         for (int from = 0; from < k; from += LORA_COLUMNS) {                                                           \
             const int n = min(LORA_COLUMNS, k - from);                                                                 \
-            for (int r = 0; r < TILE; r++)                                                                             \
-                lora_expand(x + r * stride, is_float, k, from, n, xs[r]);                                              \
+            for (int r = 0; r < TILE; r++) {                                                                           \
+                lora_expand(x + r * stride, is_float, k, from, n, expanded[r]);                                        \
+                xs[r] = (const float *)expanded[r];                                                                    \
+            }                                                                                                          \
             const __global uchar *w = a + 32L * from;                                                                  \
             int i = 0;                                                                                                 \
             for (; i + 2 <= n; i += 2) {                                                                               \
+                FETCH(w + 32 * i + LORA_FETCH);                                                                        \
                 const float16 w0 = load_half16(w + 32 * i), w1 = load_half16(w + 32 * i + 32);                         \
                 _Pragma("unroll") for (int r = 0; r < TILE; r++)                                                       \
                 {                                                                                                      \
@@ -115,7 +122,7 @@ static void lora_down(const __global LoraUnit *unit, const __global LoraSite *si
             else
                 lora_down_1(a, rows + r * stride, stride, is_float, k, out);
             for (int u = 0; u < tile; u++)
-                vstore16(out[u] * scale, 0, t + (long)(r + u) * site->rank + 16 * g);
+                store16(out[u] * scale, t + (long)(r + u) * site->rank + 16 * g);
             r += tile;
         }
     }
@@ -126,6 +133,7 @@ static inline float16 lora_up16(const __global uchar *b, const __global float *t
 {
     float16 even = (float16)(0.0f), odd = (float16)(0.0f);
     for (int i = 0; i < rank; i += 2) {
+        FETCH(b + 32 * i + LORA_FETCH);
         even += load_half16(b + 32 * i) * t[i];
         odd += load_half16(b + 32 * i + 32) * t[i + 1];
     }
@@ -136,7 +144,7 @@ static inline void lora_up_row(const __global uchar *b, const __global float *t,
                                __global float *out, int columns)
 {
     if (columns >= 16) {
-        vstore16(lora_up16(b, t, rank, factor, load16(out)), 0, out);
+        store16(lora_up16(b, t, rank, factor, load16(out)), out);
         return;
     }
     float last[16];
@@ -145,6 +153,18 @@ static inline void lora_up_row(const __global uchar *b, const __global float *t,
     const float16 sum = lora_up16(b, t, rank, factor, vload16(0, last));
     for (int i = 0; i < columns; i++)
         out[i] = ((const float *)&sum)[i];
+}
+
+// Asks for the beginning of what lora_up will read: meanwhile the product itself is computed.
+static inline void lora_fetch(const __global int *in, int at, int units, int site_number, int first, int last)
+{
+    for (int c = 0; c < units; c++) {
+        const __global LoraSite *site = lora_site(lora_units(in, at, c), site_number);
+        const __global uchar *b = (const __global uchar *)site->b + 32L * site->rank * first;
+        const long bytes = site->a ? min(32L * site->rank * (last - first), (long)LORA_FETCH) : 0;
+        for (long i = 0; i < bytes; i += 64)
+            FETCH(b + i);
+    }
 }
 
 // Adds B t to groups first .. last-1 of 16 outputs each, in the rows of all units.
@@ -179,7 +199,7 @@ static void lora_embed(const __global int *in, int at, int units, int site_numbe
         const __global uchar *a = (const __global uchar *)site->a + 2L * rank * token;
         __global float *t = (__global float *)unit->t + (long)(row - unit->first) * rank;
         for (int g = 0; g < rank; g += 16)
-            vstore16(load_half16(a + 2 * g) * (unit->strength * site->scale), 0, t + g);
+            store16(load_half16(a + 2 * g) * (unit->strength * site->scale), t + g);
         for (int g = 0; g < (k + 15) / 16; g++)
             lora_up_row((const __global uchar *)site->b + 32L * rank * g, t, rank, factor, out + 16 * g, k - 16 * g);
     }

@@ -191,14 +191,17 @@ static void matmul_chunk(const __global Op *op, const __global int *in, int rows
     p.heads = op->heads;
     p.entries = 0;
     const int groups = (op->n + 15) / 16, per_head = groups / op->heads, end = min((c + 1) * op->chunk, groups);
+    const int units = op->site >= 0 ? LORA_UNITS(op) : 0;
+    if (units && rows <= LORA_ROWS)
+        lora_fetch(in, AT_LORA_UNITS(op), units, op->site, c * op->chunk, end);
     for (int first = c * op->chunk; first < end;) {
         p.head = first / per_head;
         const int last = min(end, (p.head + 1) * per_head);
         matmul_rows(op->type, BYTES(op->p[0]), first, last, &p);
         first = last;
     }
-    if (op->site >= 0 && LORA_UNITS(op))
-        lora_up(in, AT_LORA_UNITS(op), LORA_UNITS(op), op->site, op->start, c * op->chunk, end, op->n, op->scale,
+    if (units)
+        lora_up(in, AT_LORA_UNITS(op), units, op->site, op->start, c * op->chunk, end, op->n, op->scale,
                 FLOATS(op->p[2]));
 }
 
