@@ -36,7 +36,12 @@ static inline const __global LoraSite *lora_site(const __global LoraUnit *unit, 
     return (const __global LoraSite *)unit->table + site;
 }
 
-#define LORA_FETCH 4096 // bytes that are asked for before they are used; see common.cl
+#define LORA_FETCH 16384 // bytes that are asked for before they are used: an adapter lies in the order of its use
+#ifdef __clang__
+#define LORA_ASK(p) __builtin_prefetch((const __private void *)(size_t)(p), 0, 2)
+#else
+#define LORA_ASK(p)
+#endif
 
 // Columns `from` .. `from + n - 1` of a row of activations, float32 or prepared (prepare.cl), as float32.
 static inline void lora_expand(const __global char *row, int is_float, int k, int from, int n, float16 *to)
@@ -66,46 +71,47 @@ static inline void lora_expand(const __global char *row, int is_float, int k, in
     }
 }
 
-// t[row] = a times x[row], for 16 ranks
-#define DEFINE_DOWN(NAME, TILE)                                                                                        \
-    static void NAME(const __global uchar *a, const __global char *x, long stride, int is_float, int k, float16 *t)    \
+// The sum over columns is four sums that take turns, so that additions do not wait for each other.
+#define DEFINE_DOWN(NAME, VECTOR, LOAD)                                                                                \
+    /* a times a row x, for as many ranks as VECTOR has numbers */                                                     \
+    static VECTOR NAME(const __global uchar *a, const __global char *x, int is_float, int k)                           \
     {                                                                                                                  \
-        float16 expanded[TILE][LORA_COLUMNS / 16];                                                                     \
-        const float *xs[TILE];                                                                                         \
-        float16 even[TILE], odd[TILE];                                                                                 \
-        for (int r = 0; r < TILE; r++)                                                                                 \
-            even[r] = odd[r] = (float16)(0.0f);                                                                        \
+        float16 expanded[LORA_COLUMNS / 16];                                                                           \
+        VECTOR s0 = (VECTOR)(0.0f), s1 = s0, s2 = s0, s3 = s0;                                                         \
         for (int from = 0; from < k; from += LORA_COLUMNS) {                                                           \
             const int n = min(LORA_COLUMNS, k - from);                                                                 \
-            for (int r = 0; r < TILE; r++) {                                                                           \
-                lora_expand(x + r * stride, is_float, k, from, n, expanded[r]);                                        \
-                xs[r] = (const float *)expanded[r];                                                                    \
-            }                                                                                                          \
+            lora_expand(x, is_float, k, from, n, expanded);                                                            \
+            const float *xs = (const float *)expanded;                                                                 \
             const __global uchar *w = a + 32L * from;                                                                  \
             int i = 0;                                                                                                 \
-            for (; i + 2 <= n; i += 2) {                                                                               \
-                FETCH(w + 32 * i + LORA_FETCH);                                                                        \
-                const float16 w0 = load_half16(w + 32 * i), w1 = load_half16(w + 32 * i + 32);                         \
-                _Pragma("unroll") for (int r = 0; r < TILE; r++)                                                       \
-                {                                                                                                      \
-                    even[r] += w0 * xs[r][i];                                                                          \
-                    odd[r] += w1 * xs[r][i + 1];                                                                       \
-                }                                                                                                      \
+            for (; i + 4 <= n; i += 4, w += 128) {                                                                     \
+                LORA_ASK(w + LORA_FETCH);                                                                              \
+                LORA_ASK(w + LORA_FETCH + 64);                                                                         \
+                s0 += LOAD(w) * xs[i];                                                                                 \
+                s1 += LOAD(w + 32) * xs[i + 1];                                                                        \
+                s2 += LOAD(w + 64) * xs[i + 2];                                                                        \
+                s3 += LOAD(w + 96) * xs[i + 3];                                                                        \
             }                                                                                                          \
-            if (i < n)                                                                                                 \
-                for (int r = 0; r < TILE; r++)                                                                         \
-                    even[r] += load_half16(w + 32 * i) * xs[r][i];                                                     \
+            for (; i < n; i++, w += 32)                                                                                \
+                s0 += LOAD(w) * xs[i];                                                                                 \
         }                                                                                                              \
-        for (int r = 0; r < TILE; r++)                                                                                 \
-            t[r] = even[r] + odd[r];                                                                                   \
+        return (s0 + s1) + (s2 + s3);                                                                                  \
     }
 
-DEFINE_DOWN(lora_down_1, 1)
-DEFINE_DOWN(lora_down_4, 4)
+DEFINE_DOWN(lora_down_16, float16, load_half16)
+#ifdef REALM_F16_F16C
+#define LORA_HALVES 2 // two work-groups can share a row, each with half of the ranks
+DEFINE_DOWN(lora_down_8, float8, load_half8)
+#else
+#define LORA_HALVES 1
+#endif
 
-// One unit's t for one of the products that read x.
-static void lora_down(const __global LoraUnit *unit, const __global LoraSite *site, int slot, const __global char *x,
-                      long stride, int is_float, int k)
+// How many chunks share what a unit has to do for a product: where there are few units, work-groups would stand idle.
+static inline int lora_parts(int units, int slots, int rows) { return units * slots <= 3 && rows == 1 ? LORA_HALVES : 1; }
+
+// One unit's t for one of the products that read x; part: which half of the ranks, where there are two parts.
+static void lora_down(const __global LoraUnit *unit, const __global LoraSite *site, int slot, int part, int parts,
+                      const __global char *x, long stride, int is_float, int k)
 {
     if (!site->a)
         return;
@@ -114,26 +120,26 @@ static void lora_down(const __global LoraUnit *unit, const __global LoraSite *si
     const __global char *rows = x + unit->first * stride;
     for (int g = 0; g < site->rank / 16; g++) {
         const __global uchar *a = (const __global uchar *)site->a + 32L * k * g;
-        for (int r = 0; r < unit->rows;) {
-            float16 out[4];
-            const int tile = unit->rows - r >= 4 ? 4 : 1;
-            if (tile == 4)
-                lora_down_4(a, rows + r * stride, stride, is_float, k, out);
-            else
-                lora_down_1(a, rows + r * stride, stride, is_float, k, out);
-            for (int u = 0; u < tile; u++)
-                store16(out[u] * scale, t + (long)(r + u) * site->rank + 16 * g);
-            r += tile;
+        for (int r = 0; r < unit->rows; r++) {
+            __global float *to = t + (long)r * site->rank + 16 * g;
+#ifdef REALM_F16_F16C
+            if (parts == 2) {
+                store8(lora_down_8(a + 16 * part, rows + r * stride, is_float, k) * scale, to + 8 * part);
+                continue;
+            }
+#endif
+            store16(lora_down_16(a, rows + r * stride, is_float, k) * scale, to);
         }
     }
 }
 
 // y + factor * b t, for 16 outputs. b: their numbers.
-static inline float16 lora_up16(const __global uchar *b, const __global float *t, int rank, float factor, float16 y)
+static inline __attribute__((always_inline)) float16 lora_up16(const __global uchar *b, const __global float *t, int rank, float factor, float16 y)
 {
     float16 even = (float16)(0.0f), odd = (float16)(0.0f);
-    for (int i = 0; i < rank; i += 2) {
-        FETCH(b + 32 * i + LORA_FETCH);
+    _Pragma("unroll 8") for (int i = 0; i < rank; i += 2)
+    {
+        LORA_ASK(b + 32 * i + LORA_FETCH);
         even += load_half16(b + 32 * i) * t[i];
         odd += load_half16(b + 32 * i + 32) * t[i + 1];
     }
@@ -143,6 +149,10 @@ static inline float16 lora_up16(const __global uchar *b, const __global float *t
 static inline void lora_up_row(const __global uchar *b, const __global float *t, int rank, float factor,
                                __global float *out, int columns)
 {
+    if (columns >= 16 && rank == 16) { // the loop unrolls
+        store16(lora_up16(b, t, 16, factor, load16(out)), out);
+        return;
+    }
     if (columns >= 16) {
         store16(lora_up16(b, t, rank, factor, load16(out)), out);
         return;

@@ -77,7 +77,7 @@ static int count_chunks(const __global Op *op, const __global int *in)
     case OP_PREPARE:
         return rows * op->heads;
     case OP_LORA:
-        return LORA_UNITS(op) * op->used;
+        return LORA_UNITS(op) * op->used * lora_parts(LORA_UNITS(op), op->used, rows);
     default:
         return rows;
     }
@@ -165,12 +165,13 @@ static void prepare_chunk(const __global Op *op, const __global int *in, int c)
 }
 
 // p: x; the `used` products of the next phase, sites from `site` on, read rows of k numbers from it; how: as float32
-static void lora_chunk(const __global Op *op, const __global int *in, int c)
+static void lora_chunk(const __global Op *op, const __global int *in, int rows, int c)
 {
-    const int slot = c % op->used;
-    const __global LoraUnit *unit = lora_units(in, AT_LORA_UNITS(op), c / op->used);
+    const int parts = lora_parts(LORA_UNITS(op), op->used, rows), part = c % parts, slot = c / parts % op->used;
+    const __global LoraUnit *unit = lora_units(in, AT_LORA_UNITS(op), c / parts / op->used);
     const long stride = op->how ? 4L * op->k : prepared_bytes(op->k);
-    lora_down(unit, lora_site(unit, op->site + slot), slot, (const __global char *)op->p[0], stride, op->how, op->k);
+    lora_down(unit, lora_site(unit, op->site + slot), slot, part, parts,
+              (const __global char *)op->p[0], stride, op->how, op->k);
 }
 
 // p: weights, x, out, bias, residual; n outputs in all, of `heads` matrices; how: x is float32; start: which of the
@@ -254,7 +255,7 @@ static void run_chunk(const __global Op *op, const __global int *in, int c)
         matmul_chunk(op, in, rows, c);
         break;
     case OP_LORA:
-        lora_chunk(op, in, c);
+        lora_chunk(op, in, rows, c);
         break;
     case OP_STORE_KV:
         store_kv_chunk(op, in, c);

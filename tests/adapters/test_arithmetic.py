@@ -16,15 +16,12 @@ from engine.batch import Batch
 from tests.architectures.small_model import SmallModel, nmse, tokens
 from tests.backends.memory_file import load
 
-EXECUTORS = ["numpy", "opencl", "opencl as on a GPU"]
+EXECUTORS = ["numpy", "opencl"]
 
 
 @pytest.fixture(params=EXECUTORS)
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    name, *gpu = str(request.param).split(" ", 1)
-    if gpu:
-        monkeypatch.setenv("REALM_EXECUTOR", "gpu")
-    return name
+def device(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 def small(arch: str, seed: int = 0) -> SmallModel:

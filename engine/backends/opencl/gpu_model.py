@@ -24,7 +24,7 @@ from engine.backends.opencl.lowering import Buffer, Cache, Place, Program, lower
 from engine.backends.opencl.platforms import devices
 from engine.backends.opencl.weights import STAGING_BYTES, DeviceWeights
 from engine.batch import KV_BLOCK, Batch, MemoryUse, Progress, given_to_parts, split_logit_rows, step_rows
-from engine.errors import DeviceError, OutOfMemoryError, UnsupportedModelError
+from engine.errors import AdapterError, DeviceError, OutOfMemoryError, UnsupportedModelError
 from engine.gguf import GGUFFile
 from engine.graph import Graph, Weight
 
@@ -135,9 +135,9 @@ class GpuModel:
         return [(self._caches[cache], KV_BLOCK * size) for cache, size in self._program.cache_bytes.items()]
 
     def add_adapter(self, adapter: BoundAdapter) -> int:
-        raise UnsupportedModelError(
-            f"{adapter.info.path.name} cannot act here: adapters run on the device numpy only so far.",
-            "Load the model on the device numpy.",
+        raise AdapterError(
+            f"{adapter.info.path.name} cannot act on {self._name}: the kernels for GPUs apply no adapters yet.",
+            "Load the model on the CPU (an OpenCL CPU device, or numpy).",
         )
 
     def remove_adapter(self, number: int) -> None:

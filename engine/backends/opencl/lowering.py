@@ -127,9 +127,13 @@ class Step:
 
 @dataclass(frozen=True)
 class Site:
-    """A place where adapters act: a product with the weight, or the table that tokens are looked up in."""
+    """A place where adapters act: a product with the weight, or the table that tokens are looked up in.
+
+    phase: products with the same one read the same rows, at the same time.
+    """
 
     weight: Weight
+    phase: int
     is_table: bool = False
 
 
@@ -254,10 +258,10 @@ class _Lowering:
                 phases.append([down])
                 slots = max(slots, len(phase))
                 phase = [replace(step, site=len(sites) + slot, start=slot) for slot, step in enumerate(phase)]
-                sites += [Site(step.places[0]) for step in phase if isinstance(step.places[0], Weight)]
+                sites += [Site(step.places[0], len(phases)) for step in phase if isinstance(step.places[0], Weight)]
             elif first.kind == "embed" and first.table == INDICES[Index.TOKENS] and isinstance(first.places[0], Weight):
                 phase = [replace(first, site=len(sites))]
-                sites.append(Site(first.places[0], is_table=True))
+                sites.append(Site(first.places[0], len(phases), is_table=True))
             phases.append(phase)
         self.phases = phases
         return sites, slots
