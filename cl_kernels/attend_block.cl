@@ -120,8 +120,8 @@ static inline __attribute__((always_inline)) void B(attend_block)(const Block *b
             y = activate16(ACT_SOFTCAP, y, a->softcap);
         }
         if (to < POSITIONS - 1 || from > 0) {
-            x = (lane > to) | (lane < from) ? (float16)(-INFINITY) : x;
-            y = (lane + 16 > to) | (lane + 16 < from) ? (float16)(-INFINITY) : y;
+            x = ((lane > to) | (lane < from)) ? (float16)(-INFINITY) : x;
+            y = ((lane + 16 > to) | (lane + 16 < from)) ? (float16)(-INFINITY) : y;
         }
         Gathered *state = b->state + j + u;
         const float best = state->best, most = max16(max_16(x, y)), now = best > most ? best : most;

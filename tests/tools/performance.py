@@ -38,6 +38,7 @@ from engine.measure import KernelTime, Peaks, measure_kernels, other_cases, prod
 from engine.measure.kernels import FIRST_TYPES
 from engine.quantize import plan_quantisation, quantize_file
 from tests.tools.bench_records import Change, Setting, compare_and_record, processor_name
+from tests.tools.long_contexts import contexts_page
 
 
 class Ours:
@@ -314,6 +315,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("-r", "--repetitions", type=int, default=5)
     parser.add_argument("--decode-at", type=int, nargs="*", default=[1, 512])
     parser.add_argument("--kernels", action="store_true", help="time each kernel alone too")
+    parser.add_argument("--contexts", action="store_true", help="measure decoding behind long contexts too")
     parser.add_argument("--lora", action="store_true", help="measure what adapters cost too")
     parser.add_argument("--drafts", action="store_true", help="measure what guessing tokens gains too")
     parser.add_argument("--accept", action="store_true", help="record also what became slower")
@@ -333,6 +335,10 @@ def main(arguments: list[str] | None = None) -> int:
         cases = [*product_cases(FIRST_TYPES, [(4096, 4096)], rows), *other_cases(rows)]
         times, peaks = measure_kernels(cases, device, lambda _: None)
         section = kernel_page(times, peaks, device)
+        print("\n" + section)
+        written += "\n" + section
+    if options.contexts:
+        section = contexts_page(models[0], options.device, options.repetitions)
         print("\n" + section)
         written += "\n" + section
     if options.lora:
