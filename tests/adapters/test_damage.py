@@ -1,0 +1,126 @@
+"""Adapters damaged at random load or are refused in a sentence; nothing else happens."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from engine.adapters import is_adapter, read_adapter
+from engine.errors import AdapterError, RealmError
+from tests.adapters.writer import write_peft
+
+SMALL = {"model.layers.0.self_attn.q_proj": (8, 8), "model.embed_tokens": (6, 8)}
+MANY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_peft(tmp_path / "adapter", SMALL)
+
+
+@MANY
+@given(place=st.floats(0, 1), value=st.integers(0, 255), cut=st.booleans())
+def test_damaged_weights(folder: Path, place: float, value: int, cut: bool) -> None:
+    whole = write_peft(folder, SMALL) / "adapter_model.safetensors"
+    data = bytearray(whole.read_bytes())
+    at = int(place * (len(data) - 1))
+    if cut:
+        del data[at:]
+    else:
+        data[at] = value
+    whole.write_bytes(data)
+    with contextlib.suppress(RealmError):
+        read_adapter(folder)
+
+
+JSON: Any = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(max_size=5), values, max_size=3),
+    max_leaves=5,
+)
+KEYS = st.sampled_from(
+    ["r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules", "layers_to_transform", "use_rslora", "bias",
+     "peft_type", "exclude_modules", "init_lora_weights", "modules_to_save", "base_model_name_or_path", "use_what"]
+)  # fmt: skip
+
+
+@MANY
+@given(values=st.dictionaries(KEYS, JSON, min_size=1, max_size=3))
+def test_a_configuration_with_anything_in_it(folder: Path, values: dict[str, Any]) -> None:
+    config = write_peft(folder, SMALL) / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **values}), encoding="utf-8")
+    with contextlib.suppress(RealmError):
+        read_adapter(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "offsets", "word"),
+    [
+        ("lora_A", [4, 8], [0, 64], "takes 128"),
+        ("lora_A", [4, -8], [0, 128], "shape"),
+        ("lora_A", [True, 32], [0, 128], "shape"),
+        ("lora_A", [4, 8], [128, 0], "bytes 128 to 0"),
+        ("lora_A", [4, 8], [0, 128, 0], "offsets"),
+        ("lora_B", [8, 4], [0, 128], "overlap"),
+        ("lora_B", [8, 4], [64, 192], "overlap"),
+    ],
+)
+def test_a_header_that_lies_is_named(folder: Path, name: str, shape: list[int], offsets: list[int], word: str) -> None:
+    path = write_peft(folder, {"model.layers.0.self_attn.q_proj": (8, 8)}) / "adapter_model.safetensors"
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header[f"base_model.model.model.layers.0.self_attn.q_proj.{name}.weight"] |= {
+        "shape": shape,
+        "data_offsets": offsets,
+    }
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
+    with pytest.raises(AdapterError, match=word):
+        read_adapter(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("use_dora", True), ("lora_bias", True), ("bias", "all"), ("modules_to_save", ["norm"]), ("peft_type", "VERA"),
+        ("init_lora_weights", "pissa_niter_4"), ("layer_replication", [[0, 1]]), ("trainable_token_indices", [1]),
+        ("target_parameters", ["experts.w"]), ("alora_invocation_tokens", [1]), ("use_qalora", True),
+    ],
+)  # fmt: skip
+def test_what_is_no_plain_lora_is_refused_by_its_name(folder: Path, key: str, value: Any) -> None:
+    write_peft(folder, SMALL, **{key: value})
+    with pytest.raises(AdapterError, match=key):
+        read_adapter(folder)
+
+
+def test_layers_and_modules_that_the_configuration_leaves_out_are_refused(folder: Path) -> None:
+    for config, word in (
+        ({"layers_to_transform": [3]}, "leaves layer 0 out"),
+        ({"target_modules": ["k_proj", "embed_tokens"]}, "does not name"),
+        ({"exclude_modules": ["q_proj"]}, "exclude_modules"),
+    ):
+        settings_ = {"target_modules": ["q_proj", "embed_tokens"], **config}
+        write_peft(folder, SMALL)
+        path = folder / "adapter_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **settings_}), encoding="utf-8")
+        with pytest.raises(AdapterError, match=word):
+            read_adapter(folder)
+
+
+def test_other_files_are_told_apart(folder: Path, tmp_path: Path) -> None:
+    assert is_adapter(folder)
+    assert is_adapter(folder / "adapter_model.safetensors")
+    (tmp_path / "adapter_model.bin").write_bytes(b"PK\x03\x04")
+    with pytest.raises(AdapterError, match="can run code"):
+        read_adapter(tmp_path / "adapter_model.bin")
+    (tmp_path / "notes.txt").write_text("hello")
+    assert not is_adapter(tmp_path / "notes.txt")
+    with pytest.raises(AdapterError, match="no adapter that Realm knows"):
+        read_adapter(tmp_path / "notes.txt")
