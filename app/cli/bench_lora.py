@@ -130,7 +130,7 @@ def _measure(
 
 
 def measure_changes(engine: Engine, uses: Sequence[AdapterUse], repetitions: int) -> dict[str, tuple[float, float]]:
-    """For each kind of change to a running answer: seconds until it is made, and until the next token (which waits for
+    """For each kind of change to a running answer: seconds that it takes between two steps, and until the next token (which waits for
     the tokens so far to be computed anew); medians, of reading a file the first time alone."""
     times: dict[str, list[tuple[float, float]]] = {}
     weaker = [AdapterUse(use.path, use.strength / 2) for use in uses]
@@ -144,8 +144,12 @@ def measure_changes(engine: Engine, uses: Sequence[AdapterUse], repetitions: int
             _wait_for_token(stream)
             for name, now in (("attach", uses), ("change strength", weaker), ("detach", ())):
                 began = time.perf_counter()
-                wait_for(engine.set_adapters(stream, now))
-                made = time.perf_counter() - began
+                # the step that runs at the moment is no part of the change: clocks are read beside it, on its thread
+                before = engine.call(lambda *_: time.perf_counter(), uses_kv=False)
+                change = engine.set_adapters(stream, now)
+                after = engine.call(lambda *_: time.perf_counter(), uses_kv=False)
+                wait_for(change)
+                made = wait_for(after) - wait_for(before)
                 stream.poll()  # tokens from before the change
                 _wait_for_token(stream)
                 key = "attach, read from the file" if turn == 0 and name == "attach" else name
