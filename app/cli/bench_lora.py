@@ -130,8 +130,8 @@ def _measure(
 
 
 def measure_changes(engine: Engine, uses: Sequence[AdapterUse], repetitions: int) -> dict[str, tuple[float, float]]:
-    """For each kind of change to a running answer: seconds that it takes between two steps, and until the next token (which waits for
-    the tokens so far to be computed anew); medians, of reading a file the first time alone."""
+    """For each kind of change to a running answer: seconds that it takes between two steps, and seconds until the next
+    token, which waits for the tokens so far to be computed anew. Medians; reading a file the first time goes alone."""
     times: dict[str, list[tuple[float, float]]] = {}
     weaker = [AdapterUse(use.path, use.strength / 2) for use in uses]
     for turn in range(repetitions):
