@@ -39,7 +39,9 @@ def test(arguments: list[str]) -> int:
     provide_for_qt(environment.site_packages(), window=False)
     _fetch_starter()
     os.environ["QT_QPA_PLATFORM"] = "offscreen"
-    return _become([environment.python(), "-m", "pytest", *arguments])
+    # compiling kernels takes most of the time and one core: the whole suite runs in two processes
+    together = [] if arguments else ["-n", "2", "--dist", "worksteal"]
+    return _become([environment.python(), "-m", "pytest", *together, *arguments])
 
 
 def check(arguments: list[str]) -> int:
