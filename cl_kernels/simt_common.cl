@@ -51,6 +51,10 @@ static inline float load_bf16(const __global void *p)
 #define IN_AT_COMBINES 9
 #define IN_AT_BLOCKS 10
 #define IN_AT_ROPE 11 // one word per rope table
+// of adapters, each among the rows and among the logit rows (simt_lora.cl)
+#define IN_AT_LORA_UNITS 16
+#define IN_AT_LORA_CHUNKS 18
+#define IN_LORA_GROUPS 20 // most times 16 ranks
 
 // The row of a table that a row of the batch takes: its token's (index 0), its position's (1), or the first one (2)
 #define CHOSEN_ROW(index, row) ((index) == 2 ? 0 : in[in[IN_AT_TOKENS + (index)] + (row)])

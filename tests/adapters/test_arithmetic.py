@@ -16,11 +16,15 @@ from engine.batch import Batch
 from tests.architectures.small_model import SmallModel, nmse, tokens
 from tests.backends.memory_file import load
 
-EXECUTORS = ["numpy", "opencl"]
+EXECUTORS = ["numpy", "opencl", "gpu"]
 
 
 @pytest.fixture(params=EXECUTORS)
-def device(request: pytest.FixtureRequest) -> str:
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """gpu: the executor for GPUs, on whatever device there is."""
+    if request.param == "gpu":
+        monkeypatch.setenv("REALM_EXECUTOR", "gpu")
+        return "opencl"
     return str(request.param)
 
 

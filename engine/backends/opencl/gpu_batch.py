@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.adapters.rack import MAX_USES
 from engine.batch import Batch
 from engine.graph import Rope
 
-HEADER_WORDS = 16
+HEADER_WORDS = 22
 """Words at the start; IN_* in cl_kernels/simt_common.cl. The offsets of the rope tables follow from word 11."""
 
-MAX_ROPES = HEADER_WORDS - 11
+LORA_WORD = 16
+"""Where the words about adapters begin."""
+
+UNIT_WORDS = 5
+"""The struct LoraUnit of cl_kernels/simt_lora.cl."""
+
+MAX_ROPES = LORA_WORD - 11
 
 ROWS_WORD, LOGIT_ROWS_WORD = 0, 1
 """Where kernels read how many rows there are."""
@@ -31,6 +39,15 @@ PARTIAL_SLOTS = 1024
 
 
 @dataclass(frozen=True)
+class LoraCounts:
+    """groups: of 16 ranks, most of any adapter that acts."""
+
+    units: int = 0
+    chunks: int = 0
+    groups: int = 1
+
+
+@dataclass(frozen=True)
 class Counts:
     """How many of everything a step has; kernels are launched as often."""
 
@@ -39,6 +56,8 @@ class Counts:
     tiles: int
     singles: int
     combines: int
+    lora: LoraCounts = LoraCounts()
+    logit_lora: LoraCounts = LoraCounts()
 
 
 def split_lone_row(length: int) -> list[tuple[int, int]]:
@@ -79,10 +98,27 @@ def split_slots(batch: Batch) -> list[Batch]:
     return parts
 
 
+@dataclass(frozen=True)
+class LoraInput:
+    """What acts on rows: int32 [units, UNIT_WORDS] (struct LoraUnit), [chunks, 2] (first unit, number of units)."""
+
+    units: NDArray[np.int32]
+    chunks: NDArray[np.int32]
+    groups: int
+
+
 def fill_input(
-    words: NDArray[np.int32], batch: Batch, ropes: list[Rope], tile_rows: int, causal: bool
+    words: NDArray[np.int32],
+    batch: Batch,
+    ropes: list[Rope],
+    tile_rows: int,
+    causal: bool,
+    lora: Sequence[LoraInput] = (),
 ) -> tuple[int, Counts]:
-    """Writes the step's input to `words`; returns its length in words and what there is to do."""
+    """Writes the step's input to `words`; returns its length in words and what there is to do.
+
+    lora: among the rows and among the logit rows, where adapters act.
+    """
     tiles, singles, combines = _cut_attention(batch, tile_rows) if causal else (_whole_tiles(batch, tile_rows), [], [])
     at = HEADER_WORDS
     offsets = []
@@ -93,16 +129,25 @@ def fill_input(
         offsets.append(at)
         words[at : at + len(flat)] = flat
         at += len(flat)
-    counts = Counts(len(batch.tokens), len(batch.logit_rows), len(tiles), len(singles), len(combines))
+    lora_counts = []
+    for i, acting in enumerate(lora):
+        for word, values in ((LORA_WORD + i, acting.units), (LORA_WORD + 2 + i, acting.chunks)):
+            words[word] = at
+            words[at : at + values.size] = values.ravel()
+            at += values.size
+        words[LORA_WORD + 4 + i] = acting.groups
+        lora_counts.append(LoraCounts(len(acting.units), len(acting.chunks), acting.groups))
+    counts = Counts(len(batch.tokens), len(batch.logit_rows), len(tiles), len(singles), len(combines), *lora_counts)
     words[:3] = (counts.rows, counts.logit_rows, batch.block_tables.shape[1])
     words[3 : 3 + len(offsets)] = offsets
     return at, counts
 
 
-def input_words(max_rows: int, n_blocks: int, ropes: list[Rope]) -> int:
+def input_words(max_rows: int, n_blocks: int, ropes: list[Rope], max_logit_rows: int) -> int:
     """Words that the largest input takes."""
     lone = 4 * (PARTIAL_SLOTS + max_rows)
-    return HEADER_WORDS + max_rows * (4 + 4 + 3 + n_blocks + sum(r.n_rotated for r in ropes)) + lone
+    lora = (MAX_USES * UNIT_WORDS + 2) * (max_rows + max_logit_rows)
+    return HEADER_WORDS + max_rows * (4 + 4 + 3 + n_blocks + sum(r.n_rotated for r in ropes)) + lone + lora
 
 
 def _run_starts(batch: Batch) -> list[int]:

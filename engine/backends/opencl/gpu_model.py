@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from engine.adapters import BoundAdapter
 from engine.api import DeviceInfo
 from engine.backends.opencl.formats import FORMATS
+from engine.backends.opencl.gpu_adapters import GpuAdapters
 from engine.backends.opencl.gpu_batch import MAX_ROPES, PARTIAL_SLOTS, fill_input, input_words, split_slots
 from engine.backends.opencl.gpu_plan import MATVEC_ROWS, MOST_SLICES, Plan, Sizes
 from engine.backends.opencl.gpu_source import HeadShape, simt_source
@@ -24,7 +25,7 @@ from engine.backends.opencl.lowering import Buffer, Cache, Place, Program, lower
 from engine.backends.opencl.platforms import devices
 from engine.backends.opencl.weights import STAGING_BYTES, DeviceWeights
 from engine.batch import KV_BLOCK, Batch, MemoryUse, Progress, given_to_parts, split_logit_rows, step_rows
-from engine.errors import AdapterError, DeviceError, OutOfMemoryError, UnsupportedModelError
+from engine.errors import DeviceError, OutOfMemoryError, UnsupportedModelError
 from engine.gguf import GGUFFile
 from engine.graph import Graph, Weight
 
@@ -73,6 +74,7 @@ class GpuModel:
         is_float = {name: FORMATS[name].is_float for name in names}
         self._program = lower(graph, self._weights.types, is_float, self._on.workers)
         self.weight_bytes_per_token = self._weights.bytes_per_token(graph)
+        self._adapters = GpuAdapters(self._program, self._on.queue, self._rebind_adapters)
         self._shapes = _head_shapes(self._program)
         self._tile_rows = min((shape.tile_rows for shape in self._shapes), default=1)
         if len(self._program.ropes) > MAX_ROPES:
@@ -135,24 +137,27 @@ class GpuModel:
         return [(self._caches[cache], KV_BLOCK * size) for cache, size in self._program.cache_bytes.items()]
 
     def add_adapter(self, adapter: BoundAdapter) -> int:
-        raise AdapterError(
-            f"{adapter.info.path.name} cannot act on {self._name}: the kernels for GPUs apply no adapters yet.",
-            "Load the model on the CPU (an OpenCL CPU device, or numpy).",
-        )
+        import pyopencl as cl
+
+        try:
+            return self._adapters.add(adapter)
+        except cl.Error as error:
+            raise _device_error(error) from error
 
     def remove_adapter(self, number: int) -> None:
-        raise ValueError(f"there is no adapter {number}")
+        self._adapters.remove(number)
 
     def memory(self) -> MemoryUse:
         sizes = self._sizes
         scratch = sizes["scratch"] + sizes["logits"] + sizes["partials"] + sizes["input"]
-        return MemoryUse(self._weights.total_bytes, sizes["cache"], scratch)
+        return MemoryUse(self._weights.total_bytes + self._adapters.n_bytes, sizes["cache"], scratch)
 
     def read_bandwidth(self) -> float | None:
         return self._bandwidth
 
     def close(self) -> None:
         self._weights.close()
+        self._adapters.close()
         for buffer in self._buffers:
             buffer.release()
         self._buffers = []
@@ -208,7 +213,8 @@ class GpuModel:
         try:
             if copied is not None:
                 copied.wait()  # the step before the last must have read it
-            n_words, counts = fill_input(words, batch, self._program.ropes, self._tile_rows, self._causal)
+            lora = self._adapters.inputs(batch) if any(batch.adapters) else ()
+            n_words, counts = fill_input(words, batch, self._program.ropes, self._tile_rows, self._causal, lora)
             self._copied[self._turn] = cl.enqueue_copy(queue, self._in, words[:n_words], is_blocking=False)
             if given is not None and self._program.given:
                 at = self._program.given.offset * self.max_rows
@@ -236,12 +242,13 @@ class GpuModel:
         self._cache_bytes = {cache: positions * size for cache, size in self._program.cache_bytes.items()}
         partial = max((op.n_heads * (padded16(op.v_head_width) + 2) for op in self._program.attentions), default=0)
         while True:
+            logit_rows = rows if self._ends_hidden else MAX_LOGIT_ROWS
             self._sizes = {
                 "cache": sum(self._cache_bytes.values()),
                 "partials": 4 * PARTIAL_SLOTS * partial,
                 "scratch": self._program.scratch_bytes_per_row * rows,
-                "logits": self._program.logit_bytes_per_row * (rows if self._ends_hidden else MAX_LOGIT_ROWS),
-                "input": 4 * input_words(rows, self.n_blocks, self._program.ropes),
+                "logits": self._program.logit_bytes_per_row * logit_rows,
+                "input": 4 * input_words(rows, self.n_blocks, self._program.ropes, logit_rows),
             }
             together = self._weights.total_bytes + STAGING_BYTES + sum(self._sizes.values())
             fits = self._sizes["scratch"] <= limit and together <= total
@@ -326,7 +333,11 @@ class GpuModel:
             input_buffer=self._in,
             partials=partials,
             sizes=self._work,
+            adapters=lambda: (self._adapters.buffer, self._adapters.t),
         )
+
+    def _rebind_adapters(self) -> None:
+        self._plan.rebind_adapters()
 
     def _measure_bandwidth(self) -> float:
         """Bytes per second of plain reading, over the weights or over more than the caches hold."""

@@ -7,13 +7,14 @@ is one list for each class of row counts; a kernel is bound when a step first ne
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from engine.backends.opencl.formats import FORMATS, GROUP
-from engine.backends.opencl.gpu_batch import LOGIT_ROWS_WORD, ROWS_WORD, Counts
+from engine.backends.opencl.gpu_adapters import parts_of
+from engine.backends.opencl.gpu_batch import LOGIT_ROWS_WORD, ROWS_WORD, Counts, LoraCounts
 from engine.backends.opencl.gpu_source import TILE_COLUMNS, HeadShape
 from engine.backends.opencl.lowering import Place, Program, Step
 
@@ -30,6 +31,12 @@ MATRICES = 3
 """Matrices of one launch, as in cl_kernels/simt_arguments.cl."""
 
 MOST_SLICES = 32
+
+LORA_OUTPUTS = 64
+"""Of a work-group, as in cl_kernels/simt_lora.cl."""
+
+LORA_KINDS = ("lora", "lora_up", "lora_embed")
+"""Steps that have nothing to do where no adapters act."""
 
 
 @dataclass(frozen=True)
@@ -76,29 +83,45 @@ class Plan:
         input_buffer: Any,
         partials: Any,
         sizes: Sizes,
+        adapters: Callable[[], tuple[Any, Any]],
     ) -> None:
+        """adapters: the buffers of adapters and of their t, as they are now; where they are others than before,
+        `rebind_adapters` has to be called."""
         self._program = program
         self._kernel = kernel
         self._locate = locate
         self._in = input_buffer
         self._partials = partials
         self._sizes = sizes
+        self._adapters = adapters
         self._sites = [site for phase in program.phases for site in _sites(phase)]
         self._hidden_sites = sum(len(_sites(phase)) for phase in program.phases[: program.hidden_phases])
         self._bound: dict[tuple[int, str], list[Launch]] = {}
-        self._lists: dict[tuple[str, str, int], list[Launch]] = {}
+        self._lists: dict[tuple[str, str, int, bool], list[Launch]] = {}
 
     def launches(self, counts: Counts, *, hidden: bool = False) -> list[Launch]:
-        """The kernels of a step with so many rows, in order; hidden: only as far as the program's `hidden`."""
+        """The kernels of a step with so many rows, in order; hidden: only as far as the program's `hidden`.
+
+        Where adapters act on no row, these are the kernels of a model without any.
+        """
         n_sites = self._hidden_sites if hidden else len(self._sites)
         classes = (row_class(counts.rows), row_class(counts.logit_rows))
-        if (*classes, n_sites) not in self._lists:
-            self._lists[*classes, n_sites] = [
+        adapters = counts.lora.units > 0
+        if (*classes, n_sites, adapters) not in self._lists:
+            self._lists[*classes, n_sites, adapters] = [
                 launch
                 for index, site in enumerate(self._sites[:n_sites])
+                if adapters or site[0].kind not in LORA_KINDS
                 for launch in self._bind(index, site, classes[site[0].logit_rows])
             ]
-        return self._lists[*classes, n_sites]
+        return self._lists[*classes, n_sites, adapters]
+
+    def rebind_adapters(self) -> None:
+        """Their buffers are others than before."""
+        self._bound = {
+            key: bound for key, bound in self._bound.items() if self._sites[key[0]][0].kind not in LORA_KINDS
+        }
+        self._lists = {key: launches for key, launches in self._lists.items() if not key[-1]}
 
     def _bind(self, index: int, site: list[Step], rows: str) -> list[Launch]:
         if not rows:
@@ -112,6 +135,8 @@ class Plan:
                 launches = [self._bind_experts(step, rows)]
             elif step.kind == "sort":
                 launches = [self._bind_sort(step, rows)]
+            elif step.kind == "lora_up":
+                launches = [self._bind_lora_up(site)]
             else:
                 launches = _BINDERS[step.kind](self, step)
             self._bound[key] = launches
@@ -276,6 +301,35 @@ class Plan:
             self._locate(residual)[0], *matrices,
         )  # fmt: skip
 
+    def _lora_down(self, step: Step) -> list[Launch]:
+        adapters, t = self._adapters()
+        kernel = self._new(
+            "lora_down", self._in, int(step.logit_rows), _At(step.places[0]), step.how, step.k, step.site, step.used,
+            adapters, t,
+        )  # fmt: skip
+        acting = _lora_of(step)
+        across = GROUP * step.used * parts_of(step.k)
+        return [Launch(kernel, across, (GROUP, 8), lambda counts: acting(counts).units * acting(counts).groups)]
+
+    def _bind_lora_up(self, site: list[Step]) -> Launch:
+        first = site[0]
+        matrices: list[Any] = []
+        for i in range(MATRICES):
+            step = site[min(i, len(site) - 1)]
+            matrices += [step.n if i < len(site) else 0, step.site, step.start, _At(step.places[2])]
+        arguments = (int(first.logit_rows), first.k, float(first.scale))
+        kernel = self._new("lora_up", self._in, *arguments, *self._adapters(), *matrices)
+        acting = _lora_of(first)
+        across = sum(_rounded(step.n, LORA_OUTPUTS) for step in site)
+        return Launch(kernel, across, (LORA_OUTPUTS, 1), lambda counts: acting(counts).chunks)
+
+    def _lora_embed(self, step: Step) -> list[Launch]:
+        out = step.places[1]
+        kernel = self._new(
+            "lora_embed", self._in, step.k, step.site, float(step.scale), self._adapters()[0], _At(out)
+        )  # fmt: skip
+        return [Launch(kernel, _rounded(step.k, LORA_OUTPUTS), (LORA_OUTPUTS, 1), lambda counts: counts.lora.chunks)]
+
     def _slices(self, site: list[Step]) -> int:
         """Work-items that share a row of weights. Depends on the matrices alone: it decides the order of sums."""
         groups = sum(-(-step.n // GROUP) for step in site)
@@ -298,6 +352,8 @@ _BINDERS: dict[str, Callable[[Plan, Step], list[Launch]]] = {
     "expert_sum": Plan._expert_sum,
     "store_row": Plan._store_row,
     "convolve": Plan._convolve,
+    "lora": Plan._lora_down,
+    "lora_embed": Plan._lora_embed,
 }
 
 
@@ -312,20 +368,27 @@ def row_class(rows: int) -> str:
 
 
 def _sites(phase: list[Step]) -> list[list[Step]]:
-    """The steps of a phase by launches: products of one type that read the same rows go together."""
-    if phase[0].kind == "lora":
-        return []
+    """The steps of a phase by launches: products of one type that read the same rows go together, and what adapters
+    add to them comes after them."""
+    if phase[0].kind == "embed" and phase[0].site >= 0:
+        return [phase, [replace(phase[0], kind="lora_embed")]]
     if phase[0].kind != "matmul":
         return [[step] for step in phase]
     alike: dict[tuple[Any, ...], list[Step]] = {}
     for index, step in enumerate(phase):
         alone = index if step.heads > 1 else -1
         alike.setdefault((step.type, step.logit_rows, step.scale, alone), []).append(step)
-    return [steps[i : i + MATRICES] for steps in alike.values() for i in range(0, len(steps), MATRICES)]
+    sites = [steps[i : i + MATRICES] for steps in alike.values() for i in range(0, len(steps), MATRICES)]
+    ups = [[replace(step, kind="lora_up") for step in site] for site in sites if site[0].site >= 0]
+    return sites + ups
 
 
 def _rows_of(step: Step) -> Callable[[Counts], int]:
     return _logit_rows if step.logit_rows else _rows
+
+
+def _lora_of(step: Step) -> Callable[[Counts], LoraCounts]:
+    return (lambda counts: counts.logit_lora) if step.logit_rows else (lambda counts: counts.lora)
 
 
 def _rows(counts: Counts) -> int:

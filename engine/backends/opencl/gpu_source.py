@@ -94,6 +94,7 @@ def simt_source(
         "#define WITH_EXPERTS" if experts else "",
         read("simt_common.cl"),
         read("simt_rows.cl"),
+        read("simt_lora.cl"),
         read("simt_experts.cl"),
         read("simt_arguments.cl"),
     ]

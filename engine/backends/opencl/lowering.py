@@ -41,8 +41,10 @@ from engine.graph import (
 
 Kind = Literal[
     "embed", "prepare", "matmul", "store_kv", "attend", "combine", "add", "copy", "route", "sort", "experts",
-    "expert_sum", "store_row", "convolve", "lora",
+    "expert_sum", "store_row", "convolve", "lora", "lora_up", "lora_embed",
 ]  # fmt: skip
+"""Those of step.cl in its order, and two that gpu_plan.py adds."""
+
 COPY, RMS_NORM, LAYER_NORM, GATE, SCALAR_GATE, ACTIVATE = range(6)
 ACTIVATIONS = {
     Activation.IDENTITY: 0,
