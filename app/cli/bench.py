@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from statistics import median
 from typing import Any
@@ -18,7 +19,7 @@ from app.cli.bench_streams import add_stream_measurement, run_streams
 from app.cli.drafts import add_draft_arguments, draft_options
 from app.cli.memory import peak_memory_bytes
 from app.cli.models import loaded_engine, wait_for
-from app.cli.options import add_device_arguments, add_json_argument, add_model_argument
+from app.cli.options import add_device_arguments, add_json_argument, add_model_argument, at_least
 from app.cli.terminal import ProgressBar, bytes_text, printable, write_json
 from engine.api import Figures, GenerateRequest, ModelInfo, SamplingParams
 from engine.batch import LoadedModel
@@ -39,12 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "With --draft or --ngram: what guessing gains, decoding by turns with and without."
     )
     add_model_argument(parser, required=False)
-    parser.add_argument("-p", "--prompt-tokens", type=_at_least(1), default=512, metavar="N", help="prefill (512)")
-    parser.add_argument("-n", "--decode-tokens", type=_at_least(2), default=128, metavar="N", help="decode (128)")
-    parser.add_argument("-r", "--repetitions", type=_at_least(1), default=5, metavar="N", help="repetitions (5)")
+    parser.add_argument("-p", "--prompt-tokens", type=at_least(1), default=512, metavar="N", help="prefill (512)")
+    parser.add_argument("-n", "--decode-tokens", type=at_least(2), default=128, metavar="N", help="decode (128)")
+    parser.add_argument("-r", "--repetitions", type=at_least(1), default=5, metavar="N", help="repetitions (5)")
     parser.add_argument(
         "--depth",
-        type=_at_least(1),
+        type=at_least(1),
         action="append",
         default=[],
         metavar="N",
@@ -61,25 +62,69 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_adapter_arguments(parser)
     add_device_arguments(parser, context=False)
     add_json_argument(parser)
+    parser.set_defaults(unless_given={name: parser.get_default(name) for name in _OPTIONS})
+
+
+@dataclass(frozen=True)
+class _Measurement:
+    """Something that the command measures, the options that ask for it, and the others that have a say in it."""
+
+    run: Callable[[argparse.Namespace], int]
+    asked_by: tuple[str, ...]
+    takes: tuple[str, ...]
+
+
+_OPTIONS = {
+    # the name in the namespace: the option as typed; all those that some measurement has no use for
+    "prompt_tokens": "--prompt-tokens",
+    "decode_tokens": "--decode-tokens",
+    "repetitions": "--repetitions",
+    "depth": "--depth",
+    "seed": "--seed",
+    "kv_type": "--kv-type",
+    "memory_limit": "--memory-limit",
+    "draft_k": "--draft-k",
+    "types": "--types",
+    "shapes": "--shapes",
+    "rows": "--rows",
+    "load": "--load",
+    "grammar": "--grammar",
+    "streams": "--streams",
+    "kernels": "--kernels",
+    "draft": "--draft",
+    "ngram": "--ngram",
+    "lora": "--lora",
+    "lora_rank": "--lora-rank",
+}
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.kernels:
-        return run_kernels(args)
-    if not args.model:
+    measurements = (
+        _Measurement(run_kernels, ("kernels",), ("types", "shapes", "rows")),
+        _Measurement(run_load, ("load",), ("repetitions",)),
+        _Measurement(run_adapters, ("lora", "lora_rank"), ("decode_tokens", "repetitions")),
+        _Measurement(run_grammar, ("grammar",), ("decode_tokens", "repetitions")),
+        _Measurement(run_streams, ("streams",), ("decode_tokens", "seed")),
+        _Measurement(run_drafts, ("draft", "ngram"), ("draft_k", "decode_tokens", "repetitions", "seed")),
+        _Measurement(
+            _run_speed,
+            (),
+            ("prompt_tokens", "decode_tokens", "repetitions", "depth", "seed", "kv_type", "memory_limit"),
+        ),
+    )
+    given = [name for name in _OPTIONS if getattr(args, name) != args.unless_given[name]]
+    chosen = next(one for one in measurements if not one.asked_by or any(name in given for name in one.asked_by))
+    for name in given:
+        if name not in (*chosen.asked_by, *chosen.takes):
+            what = next((_OPTIONS[name] for name in chosen.asked_by if name in given), "speed alone")
+            raise RequestError(f"{_OPTIONS[name]} has no part in what {what} measures.", "Leave one of them out.")
+    if not args.model and chosen.run is not run_kernels:
         raise RequestError("There is nothing to measure.", "Name a model with --model, or measure with --kernels.")
-    if args.load:
-        return run_load(args)
-    if args.lora or args.lora_rank:
-        return run_adapters(args)
-    if args.grammar:
-        return run_grammar(args)
-    if args.streams is not None:
-        if args.streams < 1:
-            raise RequestError(f"{args.streams} streams are none.", "Give 1 or more.")
-        return run_streams(args)
-    if draft_options(args) is not None:
-        return run_drafts(args)
+    draft_options(args)  # raises where they contradict each other
+    return chosen.run(args)
+
+
+def _run_speed(args: argparse.Namespace) -> int:
     n_prompt, n_decode, repetitions = args.prompt_tokens, args.decode_tokens, args.repetitions
     bar = ProgressBar("bench")
     context = max(n_prompt + 1, n_decode + 2, *(depth + n_decode + 1 for depth in args.depth), _LEAST_CONTEXT)
@@ -241,14 +286,3 @@ def _text(answer: dict[str, Any]) -> str:
 def _rates(answer: dict[str, Any], what: str) -> str:
     name = f"{what}_tokens_per_s"
     return f"{answer[name]:8.1f} tokens/s ({answer[name + '_min']:.1f} to {answer[name + '_max']:.1f})"
-
-
-def _at_least(minimum: int) -> Any:
-    def number(text: str) -> int:
-        value = int(text)
-        if value < minimum:
-            raise argparse.ArgumentTypeError(f"{text} is less than {minimum}")
-        return value
-
-    number.__name__ = "whole number"
-    return number

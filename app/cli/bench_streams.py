@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.cli.models import loaded_engine, wait_for
+from app.cli.options import at_least
 from app.cli.terminal import ProgressBar, printable, write_json
 from engine.api import Failed, Figures, Finished, GenerateRequest, ModelInfo, PrefillProgress, SamplingParams, Token
 from engine.measure import random_tokens
@@ -29,7 +30,7 @@ def add_stream_measurement(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--streams",
         "--parallel",
-        type=int,
+        type=at_least(1),
         metavar="N",
         help="measure N concurrent answers beside one instead, a short request behind a long prefill, cancelling, and "
         "reopening a long chat from its session",

@@ -15,6 +15,7 @@ from app.cli.stream_options import add_context_policy
 from app.cli.terminal import bytes_text, is_terminal, say
 from app.store import ChatStore
 from engine.api import LoadOptions
+from engine.embedding import cannot_chat
 from engine.errors import RequestError
 
 LAST_MODEL, DEVICE = "last_model", "device"
@@ -49,6 +50,8 @@ def run(args: argparse.Namespace) -> int:
             device=device, context_length=args.context_length, kv_type=args.kv_type, memory_limit=args.memory_limit
         )
         info = load(engine, path, load_options, chats=True)
+        if info.is_encoder:
+            raise cannot_chat(info.name)
         load_draft(engine, args.draft, device)
         store.settings.set(LAST_MODEL, str(path.absolute()))
         session = ChatSession(engine, store, info, load_options, given_options(args), args.system, draft)

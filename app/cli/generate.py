@@ -101,9 +101,7 @@ def run(args: argparse.Namespace) -> int:
                     return {"answers": [one.as_json() for one in answer_parallel(engine, line_request, args.parallel)]}
                 return answer_request(engine, line_request).as_json()
 
-            code = answer_lines(answer_line)
-            tell_sessions(engine)
-            return code
+            return max(answer_lines(answer_line), tell_sessions(engine))
         if args.parallel != 1:
             answers = answer_parallel(engine, request, args.parallel)
             if args.json:
@@ -116,5 +114,4 @@ def run(args: argparse.Namespace) -> int:
             write_json(answer)
         else:
             write_end(answer_request(engine, request, write_answer))
-        tell_sessions(engine)
-    return 0
+        return tell_sessions(engine)

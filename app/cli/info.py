@@ -208,7 +208,7 @@ def _rows(facts: dict[str, Any]) -> list[list[str]]:
         ("vocabulary", facts["vocab_size"] and f"{facts['vocab_size']} tokens"),
         ("tokenizer", " ".join(part for part in (tokenizer["model"], tokenizer["pre"]) if part)),
         ("chat template", "yes" if facts["has_chat_template"] else "no"),
-        ("kind", facts["is_encoder"] and "an encoder: it turns texts into vectors (`realm embed`) and cannot chat"),
+        ("kind", "an encoder: it turns texts into vectors (`realm embed`) and cannot chat" * facts["is_encoder"]),
         ("pooling", facts["pooling"]),
         ("license", facts["license"]),
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -102,12 +102,28 @@ def add_device_arguments(parser: argparse.ArgumentParser, *, context: bool = Tru
     )
 
 
+def at_least(minimum: int) -> Callable[[str], int]:
+    """A type for argparse: whole numbers from `minimum` on."""
+
+    def number(text: str) -> int:
+        value = int(text)
+        if value < minimum:
+            raise argparse.ArgumentTypeError(f"{text} is less than {minimum}")
+        return value
+
+    number.__name__ = "whole number"
+    return number
+
+
 def size_in_bytes(text: str) -> int:
     """ "500M" or "2G" (powers of 1000), or a number of bytes; a type for argparse."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmMgGtT]?)[bB]?", text.strip())
     if not match:
         raise argparse.ArgumentTypeError(f"{text!r} is no size such as 500M or 2G")
-    return int(float(match[1]) * 1000 ** " kmgt".index(match[2].lower() or " "))
+    size = int(float(match[1]) * 1000 ** " kmgt".index(match[2].lower() or " "))
+    if not size:
+        raise argparse.ArgumentTypeError(f"{text!r} leaves no memory at all")
+    return size
 
 
 def add_lora_argument(parser: argparse._ActionsContainer) -> None:

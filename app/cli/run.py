@@ -12,6 +12,7 @@ from app.cli.models import loaded_engine
 from app.cli.options import add_device_arguments, add_sampling_arguments, generate_request, given_options
 from app.cli.stream_options import add_stream_arguments, tell_sessions
 from app.cli.terminal import say, write_answer
+from engine.embedding import cannot_chat
 from engine.errors import RequestError
 
 
@@ -36,6 +37,8 @@ def run(args: argparse.Namespace) -> int:
     with loaded_engine(
         args.model, args.device, args.context_length, kv_type=args.kv_type, memory_limit=args.memory_limit
     ) as (engine, info):
+        if info.is_encoder:
+            raise cannot_chat(info.name)
         load_draft(engine, args.draft, args.device)
         if info.has_chat_template:
             system = [{"role": "system", "content": args.system}] if args.system else []
@@ -50,8 +53,7 @@ def run(args: argparse.Namespace) -> int:
             write_end(answer_request(engine, request, write_answer))
         else:
             write_answers(answer_parallel(engine, request, args.parallel))
-        tell_sessions(engine)
-    return 0
+        return tell_sessions(engine)
 
 
 def _prompt(words: list[str]) -> str:

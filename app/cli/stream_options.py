@@ -11,6 +11,7 @@ from app.cli.models import wait_for
 from app.cli.terminal import say
 from engine.api import ContextPolicy
 from engine.errors import RequestError
+from engine.sessions import check_session_path
 
 if TYPE_CHECKING:
     from engine.engine import Engine
@@ -54,10 +55,15 @@ def session_path(options: Mapping[str, Any]) -> Path | None:
     value = options.get("session")
     if value is not None and not (isinstance(value, str | Path) and str(value)):
         raise RequestError("session has to be the path of a file.")
-    return None if value is None else Path(value)
+    if value is None:
+        return None
+    check_session_path(Path(value))
+    return Path(value)
 
 
-def tell_sessions(engine: Engine) -> None:
-    """Waits until sessions are on disk, and says what went wrong with them."""
-    for problem in wait_for(engine.sessions_saved()):
-        say(f"Note: {problem}")
+def tell_sessions(engine: Engine) -> int:
+    """Waits until sessions are on disk, and says what went wrong with them; an exit code, 1 if something did."""
+    problems = wait_for(engine.sessions_saved())
+    for problem in problems:
+        say(problem, "red")
+    return 1 if problems else 0

@@ -13,6 +13,8 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
+from engine.sessions import is_foreign
+
 log = logging.getLogger(__name__)
 
 DEFAULT_BUDGET_BYTES = 2 << 30
@@ -47,6 +49,8 @@ class SessionFolder:
             return None
         path = self.path / f"chat-{chat_id}.session"
         with suppress(OSError):
+            if is_foreign(path):  # damaged at its start: the engine would not write over it
+                path.unlink()
             os.utime(path)
         self.trim(spare=path)
         return path

@@ -91,6 +91,11 @@ def read_architecture(file: GGUFFile, context_length: int | None = None) -> Arch
 def read_trained_context_length(file: GGUFFile) -> int:
     """The longest sequence that a model was trained for, in tokens; read_architecture says what it raises."""
     name = file.architecture
+    if file.metadata.get("general.type") == "adapter":
+        raise UnsupportedModelError(
+            f"{file.path.name} is an adapter, not a model.",
+            "Load the model that it was trained on, and the adapter to it.",
+        )
     if name not in ARCHITECTURES:
         raise UnsupportedModelError(
             f"{file.path.name} is a model of the architecture {name!r}, which Realm does not run yet.", _hint(name)

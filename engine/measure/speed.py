@@ -62,11 +62,11 @@ def measure_prefill(model: LoadedModel, tokens: Sequence[int], repetitions: int)
 def fill_cache(model: LoadedModel, tokens: Sequence[int], depth: int) -> None:
     """Fills the KV cache of the sequence that measure_decode() steps up to position `depth`.
 
-    The keys and values of `tokens`, at least a block of them, are computed and repeated: what they are makes no
-    difference to the time that reading them takes.
+    The keys and values of `tokens`, repeated to fill a block where they are fewer, are computed and copied: what they
+    are makes no difference to the time that reading them takes.
     """
     check_fits(model, depth)
-    ids = np.asarray(tokens[: max(KV_BLOCK, min(len(tokens), model.max_rows))], dtype=np.int32)
+    ids = np.resize(np.asarray(tokens, dtype=np.int32), max(KV_BLOCK, min(len(tokens), model.max_rows)))
     model.forward(sequence_batch(ids, 0, len(ids), np.zeros(0, dtype=np.int32)))
     computed = len(ids) // KV_BLOCK
     for first in range(computed, -(-depth // KV_BLOCK), computed):

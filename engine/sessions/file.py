@@ -16,6 +16,7 @@ was cut short costs only its last blocks, and one that is damaged, or of another
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import struct
@@ -28,9 +29,12 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.errors import RequestError
 from engine.kv import Key
 
 MAGIC = b"REALMKV1"
+FAMILY = MAGIC[:-1]
+"""What files of other versions begin with too."""
 DIGEST = 16
 MOST_HEADER_BYTES = 1 << 16
 
@@ -55,6 +59,31 @@ class Restored:
 
 class _UnusableError(Exception):
     """Says in a clause why a file cannot be used."""
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether something else is kept at `path`, which a session must not take the place of. Raises OSError."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(FAMILY))
+    except FileNotFoundError:
+        return False
+    return start != FAMILY[: len(start)]  # an empty file, and one whose writing was cut short, may be replaced
+
+
+def check_session_path(path: Path) -> None:
+    """Raises RequestError where no session can be kept: in place of a folder or of a file that is something else."""
+    try:
+        if path.is_dir():
+            raise RequestError(f"{path} is a folder, so no session can be kept there.", "Give the path of a file.")
+        if path.exists() and is_foreign(path):
+            raise RequestError(
+                f"{path} is no session file but something else, and stays as it is.",
+                "Give a file that is not there yet.",
+            )
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RequestError(f"The session file {path} cannot be read: {reason}.", "Give another path.") from None
 
 
 def read_session(path: Path, identity: Identity, keys: Sequence[Key], first: int) -> Restored:
@@ -107,7 +136,7 @@ def write_session(path: Path, identity: Identity, keys: Sequence[Key], first: in
     """Makes the file hold the blocks with these keys; data: those from `first` on, which the file has before.
 
     With blocks before `first` the file is extended; else it is replaced, at once. False when the file does not have
-    the blocks before `first` (any more): nothing was written. Raises OSError.
+    the blocks before `first` (any more): nothing was written. Raises OSError, also for a file that is no session.
     """
     if first:
         try:
@@ -122,6 +151,8 @@ def write_session(path: Path, identity: Identity, keys: Sequence[Key], first: in
                 return True
         except (FileNotFoundError, _UnusableError):
             return False
+    if is_foreign(path):
+        raise FileExistsError(errno.EEXIST, "a file that is no session is there", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:

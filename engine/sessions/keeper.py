@@ -33,7 +33,7 @@ class SessionKeeper:
         def run() -> Restored:
             restored = read_session(path, self._identity, keys, first)
             if restored.note:
-                log.warning("%s", restored.note)
+                log.info("%s", restored.note)  # Started tells it
             elif len(restored.data) and not self.n_on_disk(path, keys):
                 self._on_disk[path] = list(keys[: first + len(restored.data)])
             return restored
@@ -66,7 +66,7 @@ class SessionKeeper:
                 problem = f"The session file {path} could not be written ({type(error).__name__}: {error})."
             self._on_disk.pop(path, None)
             self._problems.append(problem)
-            log.warning("%s", problem)
+            log.info("%s", problem)  # when_saved tells it
 
         self._worker.submit(run)
 

@@ -58,6 +58,13 @@ def test_devices_are_found_once_however_many_threads_ask() -> None:
         subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
+def test_finding_out_what_the_processor_has_says_nothing_on_the_terminal() -> None:
+    """Compilers complain on stderr, past the build log, about variants that the processor cannot take."""
+    program = "from engine.devices import list_devices; assert list_devices()"
+    done = subprocess.run([sys.executable, "-c", program], check=True, timeout=60, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
 def test_a_device_without_room_says_how_much_was_wanted(fixtures_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever was being allocated: weights come before caches and scratch memory."""
     import pyopencl as cl

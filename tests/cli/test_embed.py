@@ -114,7 +114,8 @@ def test_an_encoder_says_that_it_cannot_chat(realm: Realm, encoder: Path, tmp_pa
     assert (facts["is_encoder"], facts["pooling"]) == (True, "cls")
     on = ("--device", "numpy")
     says = "small encoder is an encoder: it turns texts into vectors and cannot chat"
-    assert says in realm("run", encoder, "hello", *on).err
+    assert says in realm("run", encoder, "hello", *on).error
+    assert says in realm("chat", "--model", encoder, *on).error
     assert says in realm("generate", "--model", encoder, "--prompt", "hello", *on).error
     text = tmp_path / "text.txt"
     text.write_text("hello world " * 20)

@@ -114,3 +114,7 @@ def test_the_name_starter_finds_it(realm: Realm, data_dir_with_starter: Path) ->
     result = realm("info", "starter", "--json")
 
     assert Path(result.json["path"]).is_relative_to(data_dir_with_starter)
+
+
+def test_a_chat_model_is_of_no_special_kind(realm: Realm, tiny_model: Path) -> None:
+    assert "kind" not in realm("info", tiny_model).out

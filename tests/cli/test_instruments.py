@@ -165,6 +165,26 @@ def test_bench_behind_a_context(realm: Realm, tiny_model: Path, device: str) -> 
     assert "(q8_0)" in plain.out
 
 
+def test_bench_behind_a_context_from_a_short_prompt(realm: Realm, tiny_model: Path) -> None:
+    command = ("bench", "--model", tiny_model, "-p", 4, "-n", 2, "-r", 1, "--device", "numpy", "--depth", 200)
+    assert realm(*command, "--json").json["decode_at"][0]["depth"] == 200
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--lora", "x", "--ngram"], "--ngram has no part in what --lora measures"),
+        (["--streams", 2, "--kv-type", "q8_0"], "--kv-type has no part in what --streams measures"),
+        (["--draft-k", 3], "--draft-k has no part in what speed alone measures"),
+        (["--types", "F16"], "--types has no part"),
+        (["--draft", "x", "--ngram"], "two ways of guessing"),
+        (["--lora-rank", 0], "A rank of 0"),
+    ],
+)
+def test_bench_ignores_no_option(realm: Realm, tiny_model: Path, options: list[object], words: str) -> None:
+    assert words in realm("bench", "--model", tiny_model, *options).error
+
+
 def test_bench_of_loading(realm: Realm, tiny_model: Path, fixtures_dir: Path) -> None:
     answer = realm("bench", "--model", tiny_model, "--load", "-r", 2, "--device", "numpy", "--json").json
 

@@ -64,3 +64,10 @@ def test_bench_measures_adapters_against_their_bars(realm: Realm, tiny_model: Pa
             "attach",
         ]
     assert "bar: at most 10% slower" in realm(*flags, "--lora-rank", 3).out
+
+
+def test_an_adapter_in_place_of_a_model(realm: Realm, fixtures_dir: Path) -> None:
+    adapter = fixtures_dir / "lora" / "pirate-q8_0.gguf"
+    says = "pirate-q8_0.gguf is an adapter, not a model."
+    assert says in realm("run", adapter, "hello", "--device", "numpy").error
+    assert says in realm("chat", "--model", adapter, "--device", "numpy").error

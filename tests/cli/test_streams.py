@@ -26,15 +26,37 @@ def test_a_session_spares_the_prefill(realm: Realm, tiny_model: Path, tmp_path: 
 
 def test_a_damaged_session_is_told_and_not_used(realm: Realm, tiny_model: Path, tmp_path: Path) -> None:
     file = tmp_path / "chat.session"
-    file.write_bytes(b"no session")
-    result = realm("generate", "--model", tiny_model, "--prompt-tokens", PROMPT, *GREEDY, "--session", file)
+    command = ("generate", "--model", tiny_model, "--prompt-tokens", PROMPT, *GREEDY, "--session", file)
+    assert realm(*command).code == 0
+    whole = file.read_bytes()
+    file.write_bytes(whole[:20] + b"?" + whole[21:])
+    result = realm(*command)
     assert result.code == 0
-    assert "not a session file" in result.err
+    assert result.err.count("is damaged") == 1
     assert result.json["timings"]["cached_tokens"] == 0
-    assert file.read_bytes().startswith(b"REALMKV1")
-    unwritable = realm("generate", "--model", tiny_model, "--prompt-tokens", PROMPT, *GREEDY, "--session", tmp_path)
-    assert unwritable.code == 0
-    assert "could not be written" in unwritable.err
+    assert realm(*command).json["timings"]["cached_tokens"] == 96  # it was written anew
+
+
+def test_a_session_takes_the_place_of_nothing_else(realm: Realm, tiny_model: Path, tmp_path: Path) -> None:
+    """A model's path in place of the session's would cost the model."""
+    command = ("generate", "--model", tiny_model, "--prompt-tokens", PROMPT, *GREEDY, "--session")
+    file = tmp_path / "precious.txt"
+    file.write_bytes(b"no session")
+    assert "stays as it is" in realm(*command, file).error
+    assert file.read_bytes() == b"no session"
+    assert "is a folder" in realm(*command, tmp_path).error
+    line = json.dumps({"prompt_tokens": [5, 6, 7], "session": str(file)})
+    [answer] = realm("generate", "--model", tiny_model, *GREEDY, "--jsonl", stdin=line).lines
+    assert "stays as it is" in answer["error"]
+
+
+def test_a_session_that_could_not_be_written_is_a_failure(realm: Realm, tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    command = ("generate", "--model", tiny_model, "--prompt-tokens", PROMPT, *GREEDY, "--session")
+    result = realm(*command, tmp_path / "file" / "chat.session")
+    assert result.code == 1
+    assert len(result.json["tokens"]) == 12
+    assert result.err.count("could not be written") == 1
 
 
 def test_parallel_answers(realm: Realm, tiny_model: Path) -> None:
@@ -98,4 +120,4 @@ def test_bench_measures_streams(realm: Realm, tiny_model: Path, monkeypatch: pyt
     assert answer["chat_cached_tokens"] == 192
     assert answer["session_problems"] == []
     assert "times one" in realm(*command).out
-    assert "0 streams" in realm("bench", "--model", tiny_model, "--streams", 0).error
+    assert "0 is less than 1" in realm("bench", "--model", tiny_model, "--streams", 0).err

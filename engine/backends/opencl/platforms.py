@@ -21,24 +21,30 @@ from engine.errors import DeviceError
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to compile the kernels: preprocessor definitions, and whether only CPUs can take it."""
+    """A way to compile the kernels: preprocessor definitions, and the instructions that it needs, as a condition of
+    the preprocessor on the macros with which clang says what the processor has."""
 
     name: str
     options: tuple[str, ...]
+    needs: str = "1"
 
 
 DOT_VARIANTS = (
-    Variant("avx512-vnni", ("-DREALM_DOT_VNNI512",)),
-    Variant("avx-vnni", ("-DREALM_DOT_AVX_VNNI",)),
-    Variant("avx2", ("-DREALM_DOT_AVX2",)),
+    Variant("avx512-vnni", ("-DREALM_DOT_VNNI512",), "defined(__AVX512VNNI__) && defined(__AVX512BW__)"),
+    Variant(
+        "avx-vnni",
+        ("-DREALM_DOT_AVX_VNNI",),
+        "defined(__AVXVNNI__) || (defined(__AVX512VNNI__) && defined(__AVX512VL__))",
+    ),
+    Variant("avx2", ("-DREALM_DOT_AVX2",), "defined(__AVX2__)"),
     Variant("portable", ()),
     Variant(
         "portable-bytes", ("-DREALM_BYTES",)
     ),  # what avx512-vnni does in plain C, for tests: asked for by name only
 )
 HALF_VARIANTS = (
-    Variant("f16-avx512", ("-DREALM_F16_AVX512",)),
-    Variant("f16c", ("-DREALM_F16_F16C",)),
+    Variant("f16-avx512", ("-DREALM_F16_AVX512",), "defined(__AVX512F__)"),
+    Variant("f16c", ("-DREALM_F16_F16C",), "defined(__F16C__)"),
     Variant("f16-portable", ()),
 )
 
@@ -59,9 +65,7 @@ __kernel void probe(__global const int *w, __global int *out, __global float *ha
 }
 """
 
-
 SPIN_TURNS = 4000
-
 
 _LOCK = threading.RLock()
 """Held while devices are found, opened and probed: the window lists them while the engine loads a model."""
@@ -131,6 +135,9 @@ class Device:
             for variant in variants:
                 if forced and variants is DOT_VARIANTS and variant.name != forced:
                     continue
+                if not has[variant.name]:
+                    reasons.append(f"{variant.name}: this processor lacks its instructions")
+                    continue
                 reason = self._probe((*variant.options, *fixed))
                 if not reason:
                     return variant
@@ -140,6 +147,7 @@ class Device:
                 "Update the OpenCL driver, or choose the device numpy.",
             )
 
+        has = self._processor_has(HALF_VARIANTS + DOT_VARIANTS)
         half = first(HALF_VARIANTS, ())
         return first(DOT_VARIANTS, half.options), half
 
@@ -183,6 +191,28 @@ class Device:
                 "Update the OpenCL driver, or choose the device numpy.",
             ) from error
 
+    def _processor_has(self, variants: tuple[Variant, ...]) -> dict[str, bool]:
+        """Whether the compiler says that the processor has what each variant needs; of compilers other than clang,
+        which do not say, it is assumed.
+
+        Variants are not just tried: PoCL does not remember that something failed to compile, so every start of the
+        program would take that long again, and clang writes how many errors there were to the terminal.
+        """
+        import pyopencl as cl
+
+        lines = [f"#if !defined(__clang__) || ({v.needs})\nhas[{i}] = 1;\n#endif" for i, v in enumerate(variants)]
+        source = "__kernel void ask(__global int *has)\n{\n" + "\n".join(lines) + "\n}\n"
+        has = np.zeros(len(variants), np.int32)
+        try:
+            kernel = cl.Kernel(self.build(source, []), "ask")
+            buffer = cl.Buffer(self.context, cl.mem_flags.READ_WRITE | cl.mem_flags.COPY_HOST_PTR, hostbuf=has)
+            kernel(self.queue, (1,), (1,), buffer)
+            cl.enqueue_copy(self.queue, has, buffer)
+            self.queue.finish()
+        except (cl.Error, DeviceError):
+            has[:] = 1  # what is wrong with this device the probes will tell
+        return {variant.name: bool(has[i]) for i, variant in enumerate(variants)}
+
     def _probe(self, options: tuple[str, ...]) -> str:
         """Compiles and runs the variant's arithmetic; returns what is wrong, or nothing."""
         import pyopencl as cl
@@ -191,10 +221,12 @@ class Device:
         halves = np.linspace(-3, 3, 16, dtype=np.float32).astype(np.float16).astype(np.float32)
         out = np.zeros(16, np.int32)
         try:
-            program = cl.Program(self.context, read("common.cl") + _PROBE).build(
-                list(options),
-                cache_dir=False,  # type: ignore[arg-type]
-            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", cl.CompilerWarning)
+                program = cl.Program(self.context, read("common.cl") + _PROBE).build(
+                    list(options),
+                    cache_dir=False,  # type: ignore[arg-type]
+                )
             kernel = cl.Kernel(program, "probe")
             flags = cl.mem_flags.READ_WRITE | cl.mem_flags.COPY_HOST_PTR
             buffers = [
