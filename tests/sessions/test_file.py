@@ -51,6 +51,9 @@ def test_a_file_that_lost_its_beginning_is_not_extended(file: Path) -> None:
     assert not write_session(file, IDENTITY, [b"y" * 16, *KEYS[1:]], 3, DATA[3:])
     file.write_bytes(b"something else")
     assert not write_session(file, IDENTITY, KEYS, 3, DATA[3:])
+    with pytest.raises(FileExistsError, match="no session"):
+        write_session(file, IDENTITY, KEYS, 0, DATA)
+    assert file.read_bytes() == b"something else"
     file.unlink()
     assert not write_session(file, IDENTITY, KEYS, 3, DATA[3:])
     assert write_session(file, IDENTITY, KEYS, 0, DATA)
@@ -86,6 +89,7 @@ def test_no_file_is_nothing_to_speak_of(tmp_path: Path) -> None:
 @given(st.data())
 def test_damage_costs_blocks_but_never_gives_wrong_ones(tmp_path: Path, data: st.DataObject) -> None:
     path = tmp_path / "damaged.session"
+    path.unlink(missing_ok=True)
     write_session(path, IDENTITY, KEYS, 0, DATA)
     content = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(0, 3))):
