@@ -12,7 +12,7 @@ def write(folder: SessionFolder, chat_id: int, size: int, age: float) -> Path:
     path = folder.file(chat_id)
     assert path is not None
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(bytes(size))
+    path.write_bytes(b"REALMKV1".ljust(size))
     os.utime(path, (1e9 - age, 1e9 - age))
     return path
 
@@ -39,6 +39,14 @@ def test_the_session_in_use_stays_even_when_it_is_too_large(folder: SessionFolde
     assert folder.file(7) == path
     assert path.exists()
     folder.trim()
+    assert not path.exists()
+
+
+def test_a_session_damaged_at_its_start_makes_way(folder: SessionFolder) -> None:
+    """The engine would keep it, taking it for something else."""
+    path = write(folder, 7, 50, 10)
+    path.write_bytes(b"?" + path.read_bytes()[1:])
+    assert folder.file(7) == path
     assert not path.exists()
 
 
