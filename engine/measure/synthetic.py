@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.gguf import TensorInfo
-from engine.graph import Weight
+from engine.graph import Activation, Graph, Rope, Weight, rope_frequencies
 from engine.quants import QuantType
 
 
@@ -44,3 +44,30 @@ class SyntheticFile:
 
 def _rows_and_columns(shape: tuple[int, ...]) -> tuple[int, int]:
     return (1, shape[0]) if len(shape) == 1 else (shape[0], shape[1])
+
+
+def llama_8b() -> tuple[SyntheticFile, Graph]:
+    """A model of Llama 3 8B's shape with made-up weights, in the types of a Q4_K_M file: half of the layers have
+    values and down projections in Q6_K."""
+    file, width, kv_width, feed_forward, layers, n_vocab = SyntheticFile(), 4096, 1024, 14336, 32, 128256
+    graph = Graph(n_vocab=n_vocab, n_layers=layers, n_kv_heads=8, head_width=128)
+    rope = Rope(rope_frequencies(128, 500000.0), interleaved=True)
+    norm = file.add("F32", 1, width)
+    h = graph.embed(file.add("Q4_K", n_vocab, width))
+    for layer in range(layers):
+        more = "Q6_K" if layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2 else "Q4_K"
+        n = graph.rms_norm(h, norm, 1e-5)
+        q, k, v = (
+            graph.linear(n, file.add(name, rows, width))
+            for name, rows in (("Q4_K", width), ("Q4_K", kv_width), (more, kv_width))
+        )
+        a = graph.attention(q, k, v, layer=layer, n_heads=32, scale=128**-0.5, rope=rope)
+        h = graph.add(h, graph.linear(a, file.add("Q4_K", width, width)))
+        if layer == layers - 1:
+            h = graph.select_rows(h)
+        n = graph.rms_norm(h, norm, 1e-5)
+        gate, up = (graph.linear(n, file.add("Q4_K", feed_forward, width)) for _ in range(2))
+        m = graph.gate(gate, up, Activation.SILU)
+        h = graph.add(h, graph.linear(m, file.add(more, width, feed_forward)))
+    graph.linear(graph.rms_norm(h, norm, 1e-5), file.add("Q6_K", n_vocab, width))
+    return file, graph
