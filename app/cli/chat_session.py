@@ -174,7 +174,9 @@ class ChatSession:
             options = replace(options, adapters=choices)
         if "stop" in self._options:
             options = replace(options, stop=stop_strings(self._options))
-        options = replace(options, grammar=grammar_text(self._options), json_schema=schema_of(self._options))
+        grammar, schema = grammar_text(self._options), schema_of(self._options)
+        if grammar is not None or schema is not None:
+            options = replace(options, grammar=grammar, json_schema=schema)
         if "context_policy" in self._options:
             options = replace(options, context_policy=context_policy(self._options))
         if self._system is not None:
@@ -225,6 +227,14 @@ class ChatSession:
             return
         self._conversation.set_system_prompt(text)
         self._settle("The model will be told that before the chat.")
+
+    def free(self, _: str) -> None:
+        options = self._conversation.options
+        if options.grammar is None and options.json_schema is None:
+            say("Answers have any form already.")
+            return
+        self._conversation.set_options(replace(options, grammar=None, json_schema=None))
+        self._settle("Answers have any form from now on.")
 
     def model(self, name: str) -> None:
         if name:
@@ -301,6 +311,7 @@ COMMANDS: dict[str, _Command] = {
     "regenerate": _Command(ChatSession.regenerate, help="answer the last message again"),
     "undo": _Command(ChatSession.undo, help="take back the last /regenerate"),
     "system": _Command(ChatSession.system, "TEXT", "what the model is told before the chat"),
+    "free": _Command(ChatSession.free, help="no grammar or JSON schema for this chat any longer"),
     "model": _Command(ChatSession.model, "MODEL", "load another model, or say which is loaded"),
     "stats": _Command(ChatSession.stats, help="figures of the model and of the last answer"),
     "chats": _Command(ChatSession.chats, help="list the chats, the window's too"),

@@ -41,8 +41,7 @@ class ChatOptions:
     adapters: those that are on act together.
     draft: how the next tokens are guessed at; None guesses nothing.
     context_policy: what happens when an answer meets the end of the context.
-    grammar, json_schema: what answers have to match, at most one of them; not kept with the chat, whose next answers
-        may be of another kind.
+    grammar, json_schema: what answers have to match, at most one of them.
     """
 
     system_prompt: str = ""
@@ -78,10 +77,11 @@ class ChatOptions:
                 )
         if self.draft is not None:
             _check_draft(self.draft)
+        if self.grammar and self.json_schema:
+            raise RequestError("Answers can be held to a grammar or to a JSON schema, not to both.", "Take one away.")
 
     def as_json(self) -> dict[str, Any]:
-        values = asdict(replace(self, grammar=None, json_schema=None))
-        del values["grammar"], values["json_schema"]
+        values = asdict(self)
         values["sampling"]["logit_bias"] = {str(token): bias for token, bias in self.sampling.logit_bias.items()}
         values["adapters"] = [
             {"path": str(choice.path), "strength": choice.strength, "on": choice.on} for choice in self.adapters
@@ -99,7 +99,7 @@ class ChatOptions:
             for item in fields(SamplingParams):
                 options = options._with_sampling(item.name, stored)
         for item in fields(cls):
-            if item.name not in ("sampling", "grammar", "json_schema"):
+            if item.name != "sampling":
                 options = options._with(item.name, values)
         return options
 
@@ -155,6 +155,10 @@ def _decoded(name: str, value: Any) -> Any:
             return None if value is None else DraftOptions(**{**value, "kind": DraftKind(value["kind"])})
         case "context_policy":
             return ContextPolicy(value)
+        case "grammar" if value is not None and not isinstance(value, str):
+            raise TypeError(name)
+        case "json_schema" if value is not None and not isinstance(value, str | Mapping):
+            raise TypeError(name)
         case "system_prompt" if not isinstance(value, str):
             raise TypeError(name)
         case "plain_template" if not isinstance(value, bool):

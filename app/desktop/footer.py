@@ -39,6 +39,7 @@ class Footer(QWidget):
         super().__init__(parent)
         self.setObjectName("footer")
         self._adapter_words = ""
+        self._form = ""
         self._drafting: Figures | None = None
         self._figures: Figures | None = None
         row = QHBoxLayout(self)
@@ -53,14 +54,8 @@ class Footer(QWidget):
         self.context.setToolTip("Tokens of the context in use, and how many fit")
         self._gauge = ContextGauge(themes, self)
         self._gauge.setToolTip(self.context.toolTip())
-        self.adapters = QPushButton(self)
-        self.adapters.setObjectName("footerButton")
-        self.adapters.setCursor(Qt.CursorShape.PointingHandCursor)
-        self.adapters.setToolTip("The adapters of this chat")
-        self.drafting = QPushButton(self)
-        self.drafting.setObjectName("footerButton")
-        self.drafting.setCursor(Qt.CursorShape.PointingHandCursor)
-        for part in (self.adapters, self.speed, self.drafting, self.first_token):
+        self.adapters, self.form, self.drafting = (self._button() for _ in range(3))
+        for part in (self.adapters, self.form, self.speed, self.drafting, self.first_token):
             row.addWidget(part)
         near = QHBoxLayout()
         near.setSpacing(6)
@@ -70,6 +65,19 @@ class Footer(QWidget):
         row.addStretch(1)
         self.setFixedHeight(26)
         self.show_figures(None)
+
+    def _button(self) -> QPushButton:
+        button = QPushButton(self)
+        button.setObjectName("footerButton")
+        button.setCursor(Qt.CursorShape.PointingHandCursor)
+        return button
+
+    def show_form(self, words: str) -> None:
+        """Shows what the chat's answers are held to; nothing for answers of any form."""
+        self._form = words
+        self.form.setAccessibleName(f"Form of answers: {words}")
+        self.form.setToolTip(f"The answers in this chat are held to a {words}")
+        self._fit()
 
     def show_adapters(self, words: str) -> None:
         """Shows which adapters act; nothing for the model as it is."""
@@ -103,11 +111,12 @@ class Footer(QWidget):
         figures, narrow = self._figures, self.width() < 560
         drafting = self._drafting
         short = draft_short(drafting, narrow) if drafting is not None else ""
-        crowded = narrow and bool(self._adapter_words or short)
+        crowded = narrow and bool(self._adapter_words or self._form or short)
         adapters = self.adapters.fontMetrics().elidedText(
             self._adapter_words, Qt.TextElideMode.ElideMiddle, max(70, self.width() // (4 if narrow else 3))
         )
         set_text(self.adapters, adapters)
+        set_text(self.form, self._form)
         set_text(self.drafting, short)
         speed = first = context = ""
         if figures is not None:

@@ -51,5 +51,6 @@ class Preferences:
         return ChatOptions.from_json(self._values.get("chat_options"))
 
     def set_chat_options(self, options: ChatOptions) -> None:
-        """Stores how new chats are answered; adapters and a plain template belong to a model, not to all chats."""
-        self.set("chat_options", replace(options, adapters=(), plain_template=False).as_json())
+        """Stores how new chats are answered; adapters and a plain template belong to a model, a form to one chat."""
+        general = replace(options, adapters=(), plain_template=False, grammar=None, json_schema=None)
+        self.set("chat_options", general.as_json())

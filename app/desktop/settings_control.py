@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from PySide6.QtCore import QObject
 
+from app.conversation import ChatOptions
 from app.desktop.adapter_control import AdapterControl
 from app.desktop.chat_control import ChatControl
 from app.desktop.desk import Desk
@@ -38,6 +39,9 @@ class SettingsControl(QObject):
         desk.window.settings_wanted.connect(lambda: self.open_settings())
         models.settings_wanted.connect(lambda: self.open_settings())
         adapters.rack_wanted.connect(lambda: self.open_settings("adapters"))
+        desk.window.footer.form.clicked.connect(lambda: self.open_settings("answers"))
+        chats.shown.connect(self._show_form)
+        chats.told.connect(lambda _session, _events: self._show_form())
 
     def open_settings(self, page: str = "general") -> None:
         """Opens the settings at a page; the window stays usable."""
@@ -63,6 +67,12 @@ class SettingsControl(QObject):
         dialog.tabs[page].setFocus()
         dialog.resize(min(dialog.width(), max(400, self._desk.window.width())), dialog.height())
         dialog.show()
+
+    def _show_form(self) -> None:
+        session = self._chats.session
+        options = session.options if session is not None else ChatOptions()
+        words = "JSON schema" if options.json_schema else "grammar" if options.grammar else ""
+        self._desk.window.footer.show_form(words)
 
     def _settings_closed(self) -> None:
         if self.dialog is not None:

@@ -164,7 +164,7 @@ class AnswersPage(Page):
         grammar = options.grammar or ""
         shape = "schema" if schema else "grammar" if grammar else "free"
         self.shape = Segments(tuple((name, title, accessible) for name, title, accessible, _ in SHAPES), shape)
-        self.field("Form of answers", "Of the open chat, as long as it is open.", self.shape, below=True)
+        self.field("Form of answers", "Of the open chat alone.", self.shape, below=True)
         self._shape_hint = self.hint("")
         self.shape_text = self._text("Schema or grammar", schema or grammar, 130)
         self.shape_text.setStyleSheet("font-family: monospace;")

@@ -97,13 +97,16 @@ def test_regenerate_answers_the_same_message_again_and_undo_takes_that_back(chat
     assert "Undone." in result.err
 
 
-def test_a_grammar_holds_for_the_answers_of_this_run(chat) -> None:
+def test_a_grammar_is_kept_with_the_chat_until_it_is_taken_away(chat) -> None:
     chat("Hello", "Again", options=("-j", '{"enum": [1, 2]}'))
     answers = [content.strip() for role, content in stored()[0] if role == "assistant"]
     assert len(answers) == 2
     assert set(answers) <= {"1", "2"}
-    chat("And now?", options=("--continue",))
-    assert stored()[0][-1][1].strip() not in ("1", "2")  # it is not kept with the chat
+    chat("And now?", "/free", "And now?", options=("--continue",))
+    later = [content.strip() for role, content in stored()[0] if role == "assistant"][2:]
+    assert later[0] in ("1", "2")
+    assert later[1] not in ("1", "2")
+    assert "any form already" in chat("/free", options=("--continue",)).err
 
 
 def test_the_system_prompt_reaches_the_model(chat) -> None:

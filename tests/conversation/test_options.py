@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -51,10 +52,16 @@ options = st.builds(
     ),
     context_policy=st.sampled_from(ContextPolicy),
 )
+forms = (
+    st.just({})
+    | st.builds(dict, grammar=st.text(min_size=1))
+    | st.builds(dict, json_schema=st.text(min_size=1) | st.just({"type": "integer"}))
+)
 
 
-@given(options)
-def test_options_come_back_from_json_as_they_were(value: ChatOptions) -> None:
+@given(options, forms)
+def test_options_come_back_from_json_as_they_were(value: ChatOptions, form: dict[str, Any]) -> None:
+    value = replace(value, **form)
     value.check()
     assert ChatOptions.from_json(json.loads(json.dumps(value.as_json()))) == value
 
@@ -62,7 +69,10 @@ def test_options_come_back_from_json_as_they_were(value: ChatOptions) -> None:
 json_values = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.integers(), max_size=2)
 
 
-@given(st.sampled_from(["adapters", "draft", "context_policy"]), json_values | st.lists(st.just({"path": 1})))
+@given(
+    st.sampled_from(["adapters", "draft", "context_policy", "json_schema"]),
+    json_values | st.lists(st.just({"path": 1})),
+)
 def test_a_bad_value_of_what_came_later_leaves_the_others(name: str, bad: object) -> None:
     stored = ChatOptions(system_prompt="kept", context_policy=ContextPolicy.SHIFT).as_json()
     stored[name] = bad

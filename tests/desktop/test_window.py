@@ -501,6 +501,30 @@ def test_answers_can_be_held_to_a_form(stage):
     assert (stage.engine.requests[-1].json_schema, stage.engine.requests[-1].grammar) == ('{"type": "integer"}', None)
 
 
+def test_a_form_is_kept_with_its_chat(stage):
+    stage.ask("How many?")
+    held = stage.controller.session.chat_id
+    stage.controller.settings.open_settings("answers")
+    page = stage.controller.settings.dialog.answers
+    page.shape.buttons["grammar"].click()
+    page.shape_text.setPlainText('root ::= "many"')
+    stage.controller.settings.dialog.save()
+    stage.until(lambda: stage.window.footer.form.isVisible())
+
+    stage.controller.chats.new_chat()
+    stage.until(lambda: stage.controller.session.loaded)
+    assert not stage.window.footer.form.isVisible()
+    stage.ask("And here?")
+    assert stage.engine.requests[-1].grammar is None
+    stage.controller.chats.open_chat(held)
+    stage.until(lambda: stage.window.footer.form.text() == "grammar")
+    stage.ask("How many?")
+    assert stage.engine.requests[-1].grammar == 'root ::= "many"'
+    stage.qtbot.mouseClick(stage.window.footer.form, Qt.MouseButton.LeftButton)
+    page = stage.controller.settings.dialog.answers
+    assert (page.shape.value, page.shape_text.toPlainText()) == ("grammar", 'root ::= "many"')
+
+
 def test_settings_outlive_the_window(open_stage, stage):
     stage.controller.settings.open_settings()
     dialog = stage.controller.settings.dialog
