@@ -195,6 +195,23 @@ static inline void T(add_columns)(
         MULTIPLY_PANEL(&panel, first / 32, count / 32, k, x + t, acc + t);
 }
 #endif
+
+// of the last MOST + 1 none stays alone where two times FEWER are as many
+static inline __attribute__((always_inline)) int T(tile)(int left)
+{
+    return left >= MOST && !(left == MOST + 1 && left == 2 * FEWER) ? MOST : left >= FEWER ? FEWER : 1;
+}
+
+static inline __attribute__((always_inline)) void T(dot)(
+    int tile, const __global uchar *group, int k, const __global char *const *x, float16 *acc)
+{
+    if (tile == MOST)
+        T(dot_most)(group, k, x, acc);
+    else if (tile == FEWER)
+        T(dot_fewer)(group, k, x, acc);
+    else
+        T(dot_1)(group, k, x, acc);
+}
 #undef DEFINE_DOT
 #undef SUMS_OF
 #undef ADD_PART

@@ -39,16 +39,10 @@ static void T(matmul_rows)(const __global uchar *weights, int first, int last, c
         float16 acc[MOST];
         const __global char *x[MOST];
         for (int t = 0; t < p->rows;) {
-            const int left = p->rows - t; // of the last MOST + 1 none stays alone where two times FEWER are as many
-            const int tile = left >= MOST && !(left == MOST + 1 && left == 2 * FEWER) ? MOST : left >= FEWER ? FEWER : 1;
+            const int tile = T(tile)(p->rows - t);
             for (int u = 0; u < tile; u++)
                 x[u] = product_input(p, t + u);
-            if (tile == MOST)
-                T(dot_most)(group, p->k, x, acc);
-            else if (tile == FEWER)
-                T(dot_fewer)(group, p->k, x, acc);
-            else
-                T(dot_1)(group, p->k, x, acc);
+            T(dot)(tile, group, p->k, x, acc);
             for (int u = 0; u < tile; u++)
                 product_output(p, t + u, 16 * g, acc[u]);
             t += tile;
