@@ -121,18 +121,19 @@
         w[i] = T(value_of)(w[i]);
 
 #if CODES == C_TABLE
-// Halving the table with each bit of the code, from the lowest on.
+// Halving the table with each bit of the code, from the lowest on. EACH_BYTE: 255 for each 1 (times 255 would overflow).
+#define EACH_BYTE(ones) (((ones) << 8) - (ones))
 #define DEFINE_VALUE_OF(WORDS)                                                                                         \
     static inline __attribute__((overloadable, always_inline)) WORDS T(value_of)(WORDS q)                              \
     {                                                                                                                  \
         const uint values[16] = {VALUES};                                                                              \
         WORDS v[8];                                                                                                    \
-        const WORDS bit_0 = (q & 0x01010101) * 255;                                                                    \
+        const WORDS bit_0 = EACH_BYTE(q & 0x01010101);                                                                   \
         _Pragma("unroll") for (int i = 0; i < 8; i++)                                                                  \
             v[i] = (int)(values[2 * i] * 0x01010101)                                                                   \
                  ^ (bit_0 & (int)((values[2 * i] ^ values[2 * i + 1]) * 0x01010101));                                  \
         _Pragma("unroll") for (int b = 1; b < 4; b++) {                                                                \
-            const WORDS bit = ((q >> b) & 0x01010101) * 255;                                                           \
+            const WORDS bit = EACH_BYTE((q >> b) & 0x01010101);                                                          \
             _Pragma("unroll") for (int i = 0; i < (8 >> b); i++)                                                       \
                 v[i] = v[2 * i] ^ (bit & (v[2 * i] ^ v[2 * i + 1]));                                                   \
         }                                                                                                              \
@@ -153,6 +154,7 @@ static inline __attribute__((overloadable, always_inline)) int16 T(value_of)(int
 DEFINE_VALUE_OF(int16)
 #endif
 #undef DEFINE_VALUE_OF
+#undef EACH_BYTE
 #endif
 
 // Scale and minimum of the 32 / SUB parts of a block, for one row of the group.

@@ -322,8 +322,6 @@ __kernel __attribute__((reqd_work_group_size(THREADS, 1, 1))) void A(attend_tile
     }
 }
 
-#undef PADDED
-#undef THREADS
 #undef VALUE_LANES
 #undef VALUE_PARTS
 #undef VALUE_STEPS

@@ -62,6 +62,14 @@ static inline float load_bf16(const __global void *p)
 #define FLOATS(buffer, at) ((__global float *)((buffer) + (at)))
 #define FLOATS_IN(buffer, at) ((const __global float *)((buffer) + (at)))
 
-// Bytes of a prepared row of k activations: int8 q[k], then per 32 values (a block) float scale, float scale * sum of
-// q, int sum of q, then int sum of q per 16 values. Values are scale * q, |q| <= 127.
-static inline long prepared_bytes(int k) { return ((long)k + k / 32 * 12 + k / 16 * 4 + 63) / 64 * 64; }
+// Bytes of a prepared row of k activations, integers of 15 bits as in prepare.cl: for every 32 (a block) 32 high and 32
+// low signed bytes of 128 * high + low; then, per block, float scale, float scale * sum of the integers, int sum of them,
+// and then int sums of 16. Values are scale * integer.
+#define LARGEST 16256 // 128 * 127
+static inline long prepared_bytes(int k) { return (2 * (long)k + k / 32 * 12 + k / 16 * 4 + 63) / 64 * 64; }
+
+// Rows of activations as halves of x / HALF_UNIT, which is what simt_mma.cl takes: the bytes of a row, and where it has
+// value i. Of each four neighbours of 16 values, the first two lie in the first half of the 16 places, the others behind.
+#define HALF_UNIT 16.0f
+static inline int half_place(int i) { return i / 16 * 16 + i % 4 / 2 * 8 + i % 16 / 4 * 2 + i % 2; }
+static inline long half_row_bytes(int k) { return (2 * (long)k + 63) / 64 * 64; }

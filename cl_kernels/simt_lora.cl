@@ -7,6 +7,9 @@
 // added in their order. Rows without adapters are not touched, and a row's sums depend on nothing beside it.
 
 #define LORA_ROWS 8
+#define ROWS_INTEGER 0 // what the rows of a product are
+#define ROWS_FLOAT 1
+#define ROWS_HALF 2
 #define LORA_SLICES 8 // work-items that share a part; one for each row, when their sums are added
 #define LORA_COLUMNS 512
 #define LORA_OUTPUTS 64 // of lora_up and lora_embed, to a work-group
@@ -30,7 +33,7 @@ typedef struct {
 
 // A work-group of the second dimension has a unit and 16 of its ranks; of the first, one of `slots` products and a part.
 __kernel __attribute__((reqd_work_group_size(16, LORA_SLICES, 1))) void lora_down(
-    const __global int *in, int on_logits, const __global uchar *x_buffer, long x_at, int is_float, int k, int site,
+    const __global int *in, int on_logits, const __global uchar *x_buffer, long x_at, int form, int k, int site,
     int slots, const __global uchar *adapters, __global float *t)
 {
     __local float sums[LORA_ROWS * LORA_SLICES * 16];
@@ -42,7 +45,7 @@ __kernel __attribute__((reqd_work_group_size(16, LORA_SLICES, 1))) void lora_dow
     if (!here->a || from >= here->rank)
         return;
     const __global uchar *a = LORA_PLACE(here->a) + 2L * k * from + 2 * lane;
-    const long stride = is_float ? 4L * k : prepared_bytes(k);
+    const long stride = form == ROWS_FLOAT ? 4L * k : form == ROWS_HALF ? half_row_bytes(k) : prepared_bytes(k);
     const __global uchar *x = x_buffer + x_at + unit->first * stride;
     float acc[LORA_ROWS];
     _Pragma("unroll") for (int r = 0; r < LORA_ROWS; r++) acc[r] = 0.0f;
@@ -53,9 +56,11 @@ __kernel __attribute__((reqd_work_group_size(16, LORA_SLICES, 1))) void lora_dow
         {
             if (r < rows) {
                 const __global uchar *row = x + r * stride;
-                const float value = is_float ? ((const __global float *)row)[i]
-                                             : ((const __global float *)(row + k))[i / 32]
-                                                   * (float)((const __global char *)row)[i];
+                const __global char *q = (const __global char *)row + i / 32 * 64 + i % 32;
+                const float value = form == ROWS_FLOAT  ? ((const __global float *)row)[i]
+                                    : form == ROWS_HALF ? HALF_UNIT * load_half(row + 2 * half_place(i))
+                                                        : ((const __global float *)(row + 2 * (long)k))[i / 32]
+                                                              * (float)(128 * q[0] + q[32]);
                 acc[r] = fma(w, value, acc[r]);
             }
         }

@@ -26,6 +26,11 @@ static inline float T(add_part)(float acc, int sum, int total, float scale, floa
     return acc;
 }
 
+static inline int T(four_products)(int sum, const int *w, int4 q)
+{
+    return dot4(dot4(dot4(dot4(sum, w[0], q.x), w[1], q.y), w[2], q.z), w[3], q.w);
+}
+
 // ROWS rows of activations (or fewer) times 16 rows of weights to a work-group of 16 by `slices` work-items. UNROLL:
 // how many blocks are on their way at once; for few rows it is memory that is waited for.
 #define MATVEC_BLOCK(ROWS, EXPERTS, b)                                                                                 \
@@ -38,16 +43,15 @@ static inline float T(add_part)(float acc, int sum, int total, float scale, floa
         _Pragma("unroll") for (int t = 0; t < ROWS; t++)                                                               \
         {                                                                                                              \
             const __global uchar *row = x_buffer + x_at + MATVEC_INPUT(EXPERTS, t) * prepared_bytes(k);                \
-            const int4 low = ((const __global int4 *)(row + (b) * 32))[0];                                             \
-            const int4 high = ((const __global int4 *)(row + (b) * 32))[1];                                            \
-            const float x_scale = ((const __global float *)(row + k))[b];                                              \
-            const __global int *totals = (const __global int *)(row + k) + 2 * blocks;                                 \
-            int sum = dot4(dot4(dot4(dot4(0, w[0], low.x), w[1], low.y), w[2], low.z), w[3], low.w);                   \
+            const __global int4 *q = (const __global int4 *)(row + (b) * 64);                                          \
+            const float x_scale = ((const __global float *)(row + 2 * (long)k))[b];                                    \
+            const __global int *totals = (const __global int *)(row + 2 * (long)k) + 2 * blocks;                       \
+            int sum = T(four_products)(T(four_products)(0, w, q[0]) << 7, w, q[2]);                                    \
             if (PARTS == 2) {                                                                                          \
                 acc[t] = T(add_part)(acc[t], sum, totals[blocks + 2 * (b)], scale[0], minimum[0], x_scale);            \
                 sum = 0;                                                                                               \
             }                                                                                                          \
-            sum = dot4(dot4(dot4(dot4(sum, w[4], high.x), w[5], high.y), w[6], high.z), w[7], high.w);                 \
+            sum += T(four_products)(T(four_products)(0, w + 4, q[1]) << 7, w + 4, q[3]);                               \
             acc[t] = T(add_part)(acc[t], sum, PARTS == 2 ? totals[blocks + 2 * (b) + 1] : totals[b],                   \
                                  scale[PARTS - 1], minimum[PARTS - 1], x_scale);                                       \
         }                                                                                                              \
@@ -88,13 +92,13 @@ DEFINE_MATVEC(expert_matvec, 1, 1, 4)
     {                                                                                                                  \
         enum {                                                                                                         \
             TILE_ROWS = TILE_HEIGHT * PER,                                                                             \
-            ITEMS = 2 * (TILE_COLUMNS + TILE_ROWS),                                                                    \
+            ITEMS = 2 * (TILE_COLUMNS + 2 * TILE_ROWS),                                                                \
             THREADS = 16 * TILE_HEIGHT,                                                                                \
             EACH = (ITEMS + THREADS - 1) / THREADS                                                                     \
         };                                                                                                             \
         __local int4 w_tile[2 * 8 * TILE_COLUMNS / 4];                                                                 \
         __local float4 scale_tile[2 * PARTS * TILE_COLUMNS / 4], minimum_tile[2 * PARTS * TILE_COLUMNS / 4];           \
-        __local int x_tile[2 * 8 * TILE_ROWS] ALIGNED, total_tile[2 * PARTS * TILE_ROWS] ALIGNED;                      \
+        __local int x_tile[4 * 8 * TILE_ROWS] ALIGNED, total_tile[2 * PARTS * TILE_ROWS] ALIGNED;                      \
         __local float x_scale_tile[2 * TILE_ROWS] ALIGNED;                                                             \
         MATMUL_ROWS(EXPERTS)                                                                                           \
         const int blocks = is_tile ? k / 32 : 0;                                                                       \
@@ -117,9 +121,10 @@ DEFINE_MATVEC(expert_matvec, 1, 1, 4)
                             ((__local float *)minimum_tile)[(two * PARTS + j) * TILE_COLUMNS + c] = v_minimum[e][j];   \
                         }                                                                                              \
                     } else if (item < ITEMS) {                                                                         \
-                        const int two = (item - 2 * TILE_COLUMNS) / TILE_ROWS, r = (item - 2 * TILE_COLUMNS) % TILE_ROWS; \
+                        const int part = (item - 2 * TILE_COLUMNS) / TILE_ROWS, r = (item - 2 * TILE_COLUMNS) % TILE_ROWS; \
+                        const int two = part / 2;                                                                      \
                         for (int i = 0; i < 8; i++)                                                                    \
-                            x_tile[(two * 8 + i) * TILE_ROWS + r] = v[e][i];                                           \
+                            x_tile[(part * 8 + i) * TILE_ROWS + r] = v[e][i];                                          \
                         for (int j = 0; j < PARTS; j++)                                                                \
                             total_tile[(two * PARTS + j) * TILE_ROWS + r] = v_total[e][j];                             \
                         x_scale_tile[two * TILE_ROWS + r] = v_scale[e][0];                                             \
@@ -132,7 +137,7 @@ DEFINE_MATVEC(expert_matvec, 1, 1, 4)
                 {                                                                                                      \
                     const int item = me + e * THREADS;                                                                 \
                     const int of_x = item >= 2 * TILE_COLUMNS, i_x = item - 2 * TILE_COLUMNS;                          \
-                    const int b = pair + 2 + (of_x ? i_x / TILE_ROWS : item / TILE_COLUMNS);                           \
+                    const int b = pair + 2 + (of_x ? i_x / TILE_ROWS / 2 : item / TILE_COLUMNS);                       \
                     for (int i = 0; i < 8; i++)                                                                        \
                         v[e][i] = 0;                                                                                   \
                     for (int j = 0; j < PARTS; j++) {                                                                  \
@@ -143,12 +148,11 @@ DEFINE_MATVEC(expert_matvec, 1, 1, 4)
                         if (of_x) {                                                                                    \
                             const int row = MATMUL_INPUT(EXPERTS, first_row + i_x % TILE_ROWS);                        \
                             const __global uchar *x = x_buffer + x_at + row * prepared_bytes(k);                       \
-                            const int4 low = ((const __global int4 *)(x + b * 32))[0];                                 \
-                            const int4 high = ((const __global int4 *)(x + b * 32))[1];                                \
-                            v[e][0] = low.x, v[e][1] = low.y, v[e][2] = low.z, v[e][3] = low.w;                        \
-                            v[e][4] = high.x, v[e][5] = high.y, v[e][6] = high.z, v[e][7] = high.w;                    \
-                            v_scale[e][0] = ((const __global float *)(x + k))[b];                                      \
-                            const __global int *totals = (const __global int *)(x + k) + 2 * blocks;                   \
+                            const __global int4 *q = (const __global int4 *)(x + b * 64 + i_x / TILE_ROWS % 2 * 32);   \
+                            v[e][0] = q[0].x, v[e][1] = q[0].y, v[e][2] = q[0].z, v[e][3] = q[0].w;                    \
+                            v[e][4] = q[1].x, v[e][5] = q[1].y, v[e][6] = q[1].z, v[e][7] = q[1].w;                    \
+                            v_scale[e][0] = ((const __global float *)(x + 2 * (long)k))[b];                            \
+                            const __global int *totals = (const __global int *)(x + 2 * (long)k) + 2 * blocks;         \
                             for (int j = 0; j < PARTS; j++)                                                            \
                                 v_total[e][j] = PARTS == 2 ? totals[blocks + 2 * b + j] : totals[b];                   \
                         } else {                                                                                       \
@@ -179,17 +183,23 @@ DEFINE_MATVEC(expert_matvec, 1, 1, 4)
                 {                                                                                                      \
                     int4 sum[PER];                                                                                     \
                     _Pragma("unroll") for (int r = 0; r < PER; r++) sum[r] = (int4)(0);                                \
-                    _Pragma("unroll") for (int i = j * (SUB / 4); i < (j + 1) * (SUB / 4); i++)                        \
+                    _Pragma("unroll") for (int low = 0; low < 2; low++)                                                \
                     {                                                                                                  \
-                        const int4 w = w_tile[((two * 8 + i) * TILE_COLUMNS) / 4 + tx];                                \
-                        int x[PER];                                                                                    \
-                        READ_##PER(int, x, x_tile + (two * 8 + i) * TILE_ROWS + ty * PER)                              \
-                        _Pragma("unroll") for (int r = 0; r < PER; r++)                                                \
+                        if (low) {                                                                                     \
+                            _Pragma("unroll") for (int r = 0; r < PER; r++) sum[r] <<= 7;                              \
+                        }                                                                                              \
+                        _Pragma("unroll") for (int i = j * (SUB / 4); i < (j + 1) * (SUB / 4); i++)                    \
                         {                                                                                              \
-                            sum[r].x = dot4(sum[r].x, w.x, x[r]);                                                      \
-                            sum[r].y = dot4(sum[r].y, w.y, x[r]);                                                      \
-                            sum[r].z = dot4(sum[r].z, w.z, x[r]);                                                      \
-                            sum[r].w = dot4(sum[r].w, w.w, x[r]);                                                      \
+                            const int4 w = w_tile[((two * 8 + i) * TILE_COLUMNS) / 4 + tx];                            \
+                            int x[PER];                                                                                \
+                            READ_##PER(int, x, x_tile + ((2 * two + low) * 8 + i) * TILE_ROWS + ty * PER)              \
+                            _Pragma("unroll") for (int r = 0; r < PER; r++)                                            \
+                            {                                                                                          \
+                                sum[r].x = dot4(sum[r].x, w.x, x[r]);                                                  \
+                                sum[r].y = dot4(sum[r].y, w.y, x[r]);                                                  \
+                                sum[r].z = dot4(sum[r].z, w.z, x[r]);                                                  \
+                                sum[r].w = dot4(sum[r].w, w.w, x[r]);                                                  \
+                            }                                                                                          \
                         }                                                                                              \
                     }                                                                                                  \
                     const float4 scale = scale_tile[(two * PARTS + j) * TILE_COLUMNS / 4 + tx];                        \

@@ -63,11 +63,12 @@ static inline float largest_of_eight(const __local float *x)
     return fmax(fmax(fmax(x[0], x[1]), fmax(x[2], x[3])), fmax(fmax(x[4], x[5]), fmax(x[6], x[7])));
 }
 
-// One part of a row (or 4 * PREPARE_SIZE columns of it) to a work-group: as int8 in q, as float32 in f. A row has
+// One part of a row (or 4 * PREPARE_SIZE columns of it) to a work-group: as integers (as_half: as halves) in q, as float32
+// in f. A row has
 // `heads` parts of k columns; `used` parts of a norm's weight take turns. For a norm, each of a part's work-groups sums
 // the whole part for itself: cheaper than another launch.
 __kernel __attribute__((reqd_work_group_size(PREPARE_SIZE, 1, 1))) void prepare_rows(
-    const __global int *in, int how, int act, int gather, int k, int heads, int used, float epsilon, float cap,
+    const __global int *in, int how, int act, int gather, int as_half, int k, int heads, int used, float epsilon, float cap,
     const __global uchar *x_buffer, long x_at, const __global uchar *second_buffer, long second_at,
     const __global uchar *bias_buffer, long bias_at, __global uchar *q_buffer, long q_at, __global uchar *f_buffer,
     long f_at)
@@ -115,24 +116,33 @@ __kernel __attribute__((reqd_work_group_size(PREPARE_SIZE, 1, 1))) void prepare_
                 FLOATS(f_buffer, f_at)[(long)c * k + column] = v[i];
         }
     }
-    if (q_at >= 0) {
+    if (q_at >= 0 && as_half) {
+        __global half *out = (__global half *)(q_buffer + q_at + c * half_row_bytes(k));
+        if (first < k)
+            for (int i = 0; i < 4; i++)
+                vstore_half_rte(clamp(v[i] * (1.0f / HALF_UNIT), -65504.0f, 65504.0f), half_place(first + i), out);
+    } else if (q_at >= 0) {
         __global uchar *out = q_buffer + q_at + c * prepared_bytes(k);
         reals[lane] = fmax(fmax(fabs(v[0]), fabs(v[1])), fmax(fabs(v[2]), fabs(v[3])));
         barrier(CLK_LOCAL_MEM_FENCE);
         const float largest = largest_of_eight(reals + (lane & ~7)); // who have a block of 32 columns
-        const float inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
+        const float inverse = largest > 0.0f ? (float)LARGEST / largest : 0.0f;
         int q[4];
         for (int i = 0; i < 4; i++)
             q[i] = convert_int_rte(v[i] * inverse);
         sums[lane] = q[0] + q[1] + q[2] + q[3];
-        if (first < k)
-            *(__global char4 *)(out + first) = (char4)((char)q[0], (char)q[1], (char)q[2], (char)q[3]);
+        if (first < k) {
+            __global uchar *to = out + first / 32 * 64 + first % 32;
+            const int4 all = (int4)(q[0], q[1], q[2], q[3]), high = (all + 64) >> 7;
+            *(__global char4 *)to = convert_char4(high);
+            *(__global char4 *)(to + 32) = convert_char4(all - (high << 7));
+        }
         barrier(CLK_LOCAL_MEM_FENCE);
         const int blocks = k / 32, block = (int)get_group_id(0) * (PREPARE_SIZE / 8) + lane, at = 8 * lane;
         if (lane < PREPARE_SIZE / 8 && block < blocks) {
-            __global float *scales = (__global float *)(out + k);
+            __global float *scales = (__global float *)(out + 2 * (long)k);
             __global int *totals = (__global int *)(scales + 2 * blocks);
-            const float scale = largest_of_eight(reals + at) / 127.0f;
+            const float scale = largest_of_eight(reals + at) / (float)LARGEST;
             const int left = sums[at] + sums[at + 1] + sums[at + 2] + sums[at + 3];
             const int right = sums[at + 4] + sums[at + 5] + sums[at + 6] + sums[at + 7];
             scales[block] = scale;

@@ -19,7 +19,7 @@ from engine.backends.opencl.gpu_adapters import GpuAdapters
 from engine.backends.opencl.gpu_batch import MAX_ROPES, PARTIAL_SLOTS, fill_input, input_words, split_slots
 from engine.backends.opencl.gpu_plan import MATVEC_ROWS, MOST_SLICES, Plan, Sizes
 from engine.backends.opencl.gpu_source import HeadShape, simt_source
-from engine.backends.opencl.gpu_variants import dot_variant
+from engine.backends.opencl.gpu_variants import dot_variant, has_tensor_cores
 from engine.backends.opencl.kv_blocks import KV_LAYOUT, read_blocks, write_blocks
 from engine.backends.opencl.lowering import Buffer, Cache, Place, Program, lower, padded16
 from engine.backends.opencl.platforms import devices
@@ -280,8 +280,9 @@ class GpuModel:
         limit = int(self._on.handle.max_work_group_size)
         prepare, height = (256, 16) if limit >= 256 else (128, 8)
         experts = any(step.kind == "experts" for phase in self._program.phases for step in phase)
+        mma = not experts and has_tensor_cores(self._on)  # kernels for experts take rows of int8
         self._kernels = self._on.build(
-            simt_source(names, self._shapes, experts=experts, prepare_size=prepare, tile_height=height),
+            simt_source(names, self._shapes, experts=experts, prepare_size=prepare, tile_height=height, mma=mma),
             list(dot_variant(self._on).options),
         )
 
@@ -293,7 +294,7 @@ class GpuModel:
             return int(min(MOST_SLICES, *(limit // 16 for limit in limits)))
 
         slices = {name: most_slices(name) for name in names}
-        self._work = Sizes(prepare, height, self.max_rows, slices, ITEMS_PER_UNIT * self._on.workers)
+        self._work = Sizes(prepare, height, self.max_rows, slices, ITEMS_PER_UNIT * self._on.workers, mma)
 
     def _allocate(self) -> Plan:
         """Reserves the model's memory and binds kernels to it."""

@@ -35,6 +35,12 @@ MOST_SLICES = 32
 LORA_OUTPUTS = 64
 """Of a work-group, as in cl_kernels/simt_lora.cl."""
 
+MATRIX_SIDE, MATRIX_THREADS = 128, 256
+"""Rows, and columns, of a tile of the product on tensor cores, and its work-items: as in cl_kernels/simt_tensor.cl."""
+
+ROWS_INTEGER, ROWS_FLOAT, ROWS_HALF = range(3)
+"""What the rows are that a product reads, as in cl_kernels/simt_lora.cl."""
+
 LORA_KINDS = ("lora", "lora_up", "lora_embed")
 """Steps that have nothing to do where no adapters act."""
 
@@ -62,6 +68,7 @@ class Sizes:
     max_rows: int
     slices: dict[str, int]  # type -> most work-items that share a row of weights
     wanted_items: int  # work-items that keep the device busy
+    tensor_cores: bool = False  # for products of many rows
 
 
 @dataclass(frozen=True)
@@ -105,7 +112,8 @@ class Plan:
         Where adapters act on no row, these are the kernels of a model without any.
         """
         n_sites = self._hidden_sites if hidden else len(self._sites)
-        classes = (row_class(counts.rows), row_class(counts.logit_rows))
+        many = self._sizes.tensor_cores
+        classes = (row_class(counts.rows, many), row_class(counts.logit_rows, many))
         adapters = counts.lora.units > 0
         if (*classes, n_sites, adapters) not in self._lists:
             self._lists[*classes, n_sites, adapters] = [
@@ -127,7 +135,8 @@ class Plan:
         if not rows:
             return []
         step = site[0]
-        key = (index, rows if step.kind in ("matmul", "experts", "sort") else "")
+        by_rows = ("matmul", "experts", "sort", "prepare", "lora")
+        key = (index, rows if step.kind in by_rows else "")
         if key not in self._bound:
             if step.kind == "matmul":
                 launches = [self._bind_matmul(site, rows)]
@@ -135,6 +144,10 @@ class Plan:
                 launches = [self._bind_experts(step, rows)]
             elif step.kind == "sort":
                 launches = [self._bind_sort(step, rows)]
+            elif step.kind == "prepare":
+                launches = [self._bind_prepare(step, rows)]
+            elif step.kind == "lora":
+                launches = [self._bind_lora_down(step, rows)]
             elif step.kind == "lora_up":
                 launches = [self._bind_lora_up(site)]
             else:
@@ -171,14 +184,14 @@ class Plan:
             step, items, f"embed_{step.type}", self._in, step.table, _At(table), step.k, float(step.scale), _At(out)
         )
 
-    def _prepare(self, step: Step) -> list[Launch]:
+    def _bind_prepare(self, step: Step, rows: str) -> Launch:
         x, second, quantised, plain, bias = step.places[:5]
         kernel = self._new(
-            "prepare_rows", self._in, step.how, step.act, int(step.gather), step.k, step.heads, step.used,
-            float(step.epsilon), float(step.cap), _At(x), _At(second), _At(bias), _At(quantised), _At(plain),
+            "prepare_rows", self._in, step.how, step.act, int(step.gather), int(rows == "mma"), step.k, step.heads,
+            step.used, float(step.epsilon), float(step.cap), _At(x), _At(second), _At(bias), _At(quantised), _At(plain),
         )  # fmt: skip
-        size, rows = self._sizes.prepare, _rows_of(step)
-        return [Launch(kernel, _rounded(-(-step.k // 4), size), (size, 1), lambda counts: rows(counts) * step.heads)]
+        size, count = self._sizes.prepare, _rows_of(step)
+        return Launch(kernel, _rounded(-(-step.k // 4), size), (size, 1), lambda counts: count(counts) * step.heads)
 
     def _add(self, step: Step) -> list[Launch]:
         a, b, out = step.places[:3]
@@ -222,7 +235,8 @@ class Plan:
             step.window, float(step.scale), float(step.cap),
         )  # fmt: skip
         single = self._new(f"attend_single_{shape.name}", *arguments, self._partials)
-        tile = self._new(f"attend_tile_{shape.name}", *arguments)
+        kind = "mma" if self._sizes.tensor_cores and shape.on_tensor_cores else "tile"
+        tile = self._new(f"attend_{kind}_{shape.name}", *arguments)
         return [
             Launch(single, 128 * step.heads // shape.single_heads, (128, 1), lambda counts: counts.singles),
             Launch(tile, 128 * step.heads // shape.tile_heads, (128, 1), lambda counts: counts.tiles),
@@ -275,6 +289,13 @@ class Plan:
     def _bind_matmul(self, site: list[Step], rows: str) -> Launch:
         first = site[0]
         slices = self._slices(site)
+        if rows == "mma" and FORMATS[first.type].is_float:
+            rows = "matmul_4"
+        if rows == "mma":
+            across = sum(step.heads * -(-(step.n // step.heads) // MATRIX_SIDE) for step in site)
+            count = _rows_of(first)
+            kernel = self._product(f"matmul_mma_{first.type}", site, slices)
+            return Launch(kernel, MATRIX_THREADS * across, (MATRIX_THREADS, 1), lambda counts: -(-count(counts) // MATRIX_SIDE))
         kernel = self._product(f"{rows}_{first.type}", site, slices)
         name, _, per = rows.partition("_")
         count = _rows_of(first)
@@ -301,15 +322,16 @@ class Plan:
             self._locate(residual)[0], *matrices,
         )  # fmt: skip
 
-    def _lora_down(self, step: Step) -> list[Launch]:
+    def _bind_lora_down(self, step: Step, rows: str) -> Launch:
         adapters, t = self._adapters()
+        form = ROWS_FLOAT if step.how else ROWS_HALF if rows == "mma" else ROWS_INTEGER
         kernel = self._new(
-            "lora_down", self._in, int(step.logit_rows), _At(step.places[0]), step.how, step.k, step.site, step.used,
+            "lora_down", self._in, int(step.logit_rows), _At(step.places[0]), form, step.k, step.site, step.used,
             adapters, t,
         )  # fmt: skip
         acting = _lora_of(step)
         across = GROUP * step.used * parts_of(step.k)
-        return [Launch(kernel, across, (GROUP, 8), lambda counts: acting(counts).units * acting(counts).groups)]
+        return Launch(kernel, across, (GROUP, 8), lambda counts: acting(counts).units * acting(counts).groups)
 
     def _bind_lora_up(self, site: list[Step]) -> Launch:
         first = site[0]
@@ -342,7 +364,6 @@ class Plan:
 
 _BINDERS: dict[str, Callable[[Plan, Step], list[Launch]]] = {
     "embed": Plan._embed,
-    "prepare": Plan._prepare,
     "add": Plan._add,
     "copy": Plan._copy,
     "store_kv": Plan._store_kv,
@@ -352,19 +373,18 @@ _BINDERS: dict[str, Callable[[Plan, Step], list[Launch]]] = {
     "expert_sum": Plan._expert_sum,
     "store_row": Plan._store_row,
     "convolve": Plan._convolve,
-    "lora": Plan._lora_down,
     "lora_embed": Plan._lora_embed,
 }
 
 
-def row_class(rows: int) -> str:
+def row_class(rows: int, tensor_cores: bool = False) -> str:
     """The kernel of matrix products for so many rows; empty for none."""
     if rows == 0:
         return ""
     for most in MATVEC_ROWS:
         if rows <= most:
             return f"matvec_{most}"
-    return "matmul_1" if rows <= FEW_ROWS else "matmul_4"
+    return "matmul_1" if rows <= FEW_ROWS else "mma" if tensor_cores else "matmul_4"
 
 
 def _sites(phase: list[Step]) -> list[list[Step]]:

@@ -51,6 +51,11 @@ class HeadShape:
         return _tile_queries(max(self.width, self.value_width))
 
     @property
+    def on_tensor_cores(self) -> bool:
+        """Whether simt_attend_mma.cl takes such heads."""
+        return self.width % 16 == 0 and max(self.width, self.value_width) <= 128
+
+    @property
     def tile_rows(self) -> int:
         """Rows that one tile of attention takes."""
         return self.tile_queries // self.tile_heads
@@ -86,7 +91,13 @@ def repack_source(names: Iterable[str]) -> str:
 
 
 def simt_source(
-    names: Iterable[str], shapes: Iterable[HeadShape], *, experts: bool, prepare_size: int, tile_height: int
+    names: Iterable[str],
+    shapes: Iterable[HeadShape],
+    *,
+    experts: bool,
+    prepare_size: int,
+    tile_height: int,
+    mma: bool = False,
 ) -> str:
     """All kernels that a model of these types and head shapes needs on a GPU."""
     parts = [
@@ -97,15 +108,21 @@ def simt_source(
         read("simt_lora.cl"),
         read("simt_experts.cl"),
         read("simt_arguments.cl"),
+        read("simt_tensor.cl") if mma else "",
     ]
     for name in names:
-        body = ("simt_matmul_float.cl",) if FORMATS[name].is_float else ("layout.cl", "simt_matmul.cl")
+        body = (
+            ("simt_matmul_float.cl",)
+            if FORMATS[name].is_float
+            else ("layout.cl", "simt_matmul.cl", *(["simt_mma.cl"] if mma else []))
+        )
         parts += [type_definitions(name), *(read(part) for part in body), type_undefinitions(name)]
     for shape in shapes:
-        parts += [shape.definitions, read("simt_attention.cl"), _UNDEFINE_SHAPE]
+        with_mma = read("simt_attend_mma.cl") if mma and shape.on_tensor_cores else ""
+        parts += [shape.definitions, read("simt_attention.cl"), with_mma, _UNDEFINE_SHAPE]
     return "\n".join(parts)
 
 
 _UNDEFINE_SHAPE = "".join(
-    f"#undef {name}\n" for name in ("A", "HW", "VW", "SINGLE_HEADS", "TILE_HEADS", "TILE_QUERIES")
+    f"#undef {name}\n" for name in ("A", "HW", "VW", "SINGLE_HEADS", "TILE_HEADS", "TILE_QUERIES", "PADDED", "THREADS")
 )

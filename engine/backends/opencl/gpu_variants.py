@@ -83,3 +83,45 @@ def _probe(device: Device, variant: Variant) -> str:
         return first_lines(error)
     expected = np.arange(64) + (a.astype(int) * b).sum(1)
     return "" if np.array_equal(got, expected) else "it compiles but computes wrong results"
+
+
+_MATRIX_PROBE = """
+__kernel __attribute__((reqd_work_group_size(32, 1, 1))) void probe_matrices(
+    const __global uint4 *x, const __global uint4 *w, __global float *out)
+{
+    __local uint4 tile[64];
+    const int lane = get_local_id(0), matrix = lane / 8, line = lane % 8;
+    tile[lane] = x[lane];
+    tile[32 + lane] = w[lane];
+    barrier(CLK_LOCAL_MEM_FENCE);
+    const uint4 rows = load_fragments(local_address(tile + (matrix % 2 * 8 + line) * 2 + matrix / 2));
+    const uint4 columns = load_fragments(local_address(tile + 32 + (matrix / 2 * 8 + line) * 2 + matrix % 2));
+    const float4 left = mma_half((float4)(0.0f), rows, columns.x, columns.y);
+    const float4 right = mma_half((float4)(0.0f), rows, columns.z, columns.w);
+    __global float *to = out + lane / 4 * 16 + lane % 4 * 2;
+    to[0] = left.x, to[1] = left.y, to[128] = left.z, to[129] = left.w;
+    to[8] = right.x, to[9] = right.y, to[136] = right.z, to[137] = right.w;
+}
+"""
+
+
+@cache
+def has_tensor_cores(device: Device) -> bool:
+    """Whether the device multiplies matrices of halves as cl_kernels/simt_mma.cl asks: NVIDIA's from Ampere on."""
+    import pyopencl as cl
+
+    if device.is_cpu or "nvidia" not in f"{device.handle.vendor} {device.handle.platform.vendor}".lower():
+        return False
+    rng = np.random.default_rng(0)
+    x, w = rng.integers(-8, 9, (2, 16, 16)).astype(np.float16)
+    got = np.zeros((16, 16), np.float32)
+    try:
+        source = read("simt_common.cl") + read("simt_tensor.cl") + _MATRIX_PROBE
+        program = cl.Program(device.context, source).build([], cache_dir=False)  # type: ignore[arg-type]
+        flags = cl.mem_flags.READ_WRITE | cl.mem_flags.COPY_HOST_PTR
+        buffers = [cl.Buffer(device.context, flags, hostbuf=a) for a in (x, w, got)]
+        cl.Kernel(program, "probe_matrices")(device.queue, (32,), (32,), *buffers)
+        cl.enqueue_copy(device.queue, got, buffers[2])
+    except cl.Error:
+        return False
+    return np.array_equal(got, x.astype(np.float32) @ w.astype(np.float32).T)
