@@ -55,6 +55,9 @@ static inline float load_bf16(const __global void *p)
 #define IN_AT_LORA_UNITS 16
 #define IN_AT_LORA_CHUNKS 18
 #define IN_LORA_GROUPS 20 // most times 16 ranks
+// of steps that are one kernel (simt_step.cl): numbers of parts and of joins
+#define IN_SINGLES 22
+#define IN_COMBINES 23
 
 // The row of a table that a row of the batch takes: its token's (index 0), its position's (1), or the first one (2)
 #define CHOSEN_ROW(index, row) ((index) == 2 ? 0 : in[in[IN_AT_TOKENS + (index)] + (row)])
@@ -73,3 +76,6 @@ static inline long prepared_bytes(int k) { return (2 * (long)k + k / 32 * 12 + k
 #define HALF_UNIT 16.0f
 static inline int half_place(int i) { return i / 16 * 16 + i % 4 / 2 * 8 + i % 16 / 4 * 2 + i % 2; }
 static inline long half_row_bytes(int k) { return (2 * (long)k + 63) / 64 * 64; }
+
+// Where a buffer lies, for operations that are told so (simt_op.cl).
+__kernel void address_of(const __global uchar *buffer, __global ulong *out) { out[0] = (ulong)buffer; }

@@ -33,10 +33,10 @@ static inline int T(four_products)(int sum, const int *w, int4 q)
 
 // ROWS rows of activations (or fewer) times 16 rows of weights to a work-group of 16 by `slices` work-items. UNROLL:
 // how many blocks are on their way at once; for few rows it is memory that is waited for.
-#define MATVEC_BLOCK(ROWS, EXPERTS, b)                                                                                 \
+#define MATVEC_BLOCK(ROWS, EXPERTS, b, p, V)                                                                           \
     {                                                                                                                  \
         int w[8];                                                                                                      \
-        UNPACK(base + (long)(b) * BLOCK_BYTES, w, WORD_OF_LANE)                                                        \
+        UNPACK(p, w, V)                                                                                                \
         SIGNED_WORDS(w)                                                                                                \
         float scale[PARTS], minimum[PARTS];                                                                            \
         T(lane_scales)(records, b, lane, scale, minimum);                                                              \
@@ -57,6 +57,30 @@ static inline int T(four_products)(int sum, const int *w, int4 q)
         }                                                                                                              \
     }
 
+#ifdef STEP_THREADS
+#define FETCHED_WORD(p, i) ((p)[i])
+
+static inline void T(step_matvec)(const __global StepOp *op, int tile, __local float *sums)
+{
+    BEGIN_STEP_MATVEC
+        const int blocks = k / 32, last = min((s + 1) * slice, blocks);
+        const __global uchar *records = base + (long)blocks * BLOCK_BYTES, *x_buffer = OP_BYTES(0);
+        const long x_at = 0;
+        int b = s * slice;
+        for (; b + 4 <= last; b += 4) {
+            int fetched[4][BITS];
+            _Pragma("unroll") for (int u = 0; u < 4; u++)
+                _Pragma("unroll") for (int i = 0; i < BITS; i++) fetched[u][i] =
+                    WORD_OF_LANE(base + (long)(b + u) * BLOCK_BYTES, i);
+            _Pragma("unroll") for (int u = 0; u < 4; u++) MATVEC_BLOCK(1, 0, b + u, fetched[u], FETCHED_WORD)
+        }
+        for (; b < last; b++)
+            MATVEC_BLOCK(1, 0, b, base + (long)b * BLOCK_BYTES, WORD_OF_LANE)
+    END_STEP_MATVEC
+}
+#undef FETCHED_WORD
+#endif
+
 #define DEFINE_MATVEC(NAME, ROWS, EXPERTS, UNROLL)                                                                     \
     __kernel void T(NAME)(PRODUCT_ARGUMENTS)                                                                           \
     {                                                                                                                  \
@@ -68,10 +92,10 @@ static inline int T(four_products)(int sum, const int *w, int4 q)
         _Pragma("unroll") for (int t = 0; t < ROWS; t++) acc[t] = 0.0f;                                                \
         int b = s * slice;                                                                                             \
         for (; b + UNROLL <= last; b += UNROLL) {                                                                      \
-            _Pragma("unroll") for (int u = 0; u < UNROLL; u++) MATVEC_BLOCK(ROWS, EXPERTS, b + u)                      \
+            _Pragma("unroll") for (int u = 0; u < UNROLL; u++) MATVEC_BLOCK(ROWS, EXPERTS, b + u, base + (long)(b + u) * BLOCK_BYTES, WORD_OF_LANE) \
         }                                                                                                              \
         for (; b < last; b++)                                                                                          \
-            MATVEC_BLOCK(ROWS, EXPERTS, b)                                                                             \
+            MATVEC_BLOCK(ROWS, EXPERTS, b, base + (long)b * BLOCK_BYTES, WORD_OF_LANE)                                 \
         MATVEC_FINISH(ROWS)                                                                                            \
     }
 
@@ -235,26 +259,38 @@ DEFINE_MATMUL(expert_matmul_4, 4, 1)
 #endif
 #undef DEFINE_MATMUL
 
-// The rows of a table that the tokens name, as float32: one work-item to a block of 32 values, a row to each index of
-// the second dimension.
-__kernel void T(embed)(
-    const __global int *in, int index, const __global uchar *weights, long weights_at, int k, float scale_of_all, __global uchar *out,
-    long out_at)
+// 32 values, block b, of row `token` of a table, as float32.
+static inline void T(embed_block)(const __global uchar *weights, int token, int k, int b, float scale_of_all, __global float *to)
 {
-    const int b = get_global_id(0), row = get_global_id(1), token = CHOSEN_ROW(index, row), lane = token % 16;
-    if (b >= k / 32)
-        return;
-    const __global uchar *base = weights + weights_at + (token / 16) * T(group_bytes)(k);
+    const int lane = token % 16;
+    const __global uchar *base = weights + (token / 16) * T(group_bytes)(k);
     int w[8];
     UNPACK(base + (long)b * BLOCK_BYTES, w, WORD_OF_LANE)
     float scale[PARTS], minimum[PARTS];
     T(lane_scales)(base + (long)(k / 32) * BLOCK_BYTES, b, lane, scale, minimum);
-    __global float *to = FLOATS(out, out_at) + (long)row * k + 32 * b;
     for (int i = 0; i < 32; i++) {
         const int q = (w[i / 4] >> (8 * (i % 4))) & 0xff;
         to[i] = (scale[i / SUB] * (float)(q - (OFFSET)) + (HAS_MINIMUM ? minimum[i / SUB] : 0.0f)) * scale_of_all;
     }
 }
+
+// The rows that the tokens name: one work-item to a block of 32 values, a row to each index of the second dimension.
+__kernel void T(embed)(
+    const __global int *in, int index, const __global uchar *weights, long weights_at, int k, float scale_of_all, __global uchar *out,
+    long out_at)
+{
+    const int b = get_global_id(0), row = get_global_id(1);
+    if (b < k / 32)
+        T(embed_block)(weights + weights_at, CHOSEN_ROW(index, row), k, b, scale_of_all,
+                       FLOATS(out, out_at) + (long)row * k + 32 * b);
+}
+
+#ifdef STEP_THREADS
+static inline void T(step_embed)(const __global StepOp *op, int token, int item)
+{
+    T(embed_block)(OP_BYTES(0), token, op->k, item, op->scale, OP_FLOATS(1) + 32 * item);
+}
+#endif
 
 #undef PARTS
 #undef SIGNED_WORDS

@@ -31,6 +31,24 @@ DEFINE_MATVEC(expert_matvec, 1, 1, "unroll 16")
 #endif
 #undef DEFINE_MATVEC
 
+#ifdef STEP_THREADS
+static inline void T(step_matvec)(const __global StepOp *op, int tile, __local float *sums)
+{
+    BEGIN_STEP_MATVEC
+        const int last = min(32 * (s + 1) * slice, k);
+        const __global float *x = OP_FLOATS(0) + (long)head * k;
+        _Pragma("unroll 16") for (int i = 32 * s * slice; i < last; i++)
+            acc[0] = fma(LOAD1(base + ((long)i * 16 + lane) * ELEMENT_BYTES), x[i], acc[0]);
+    END_STEP_MATVEC
+}
+
+static inline void T(step_embed)(const __global StepOp *op, int token, int item)
+{
+    const __global uchar *row = OP_BYTES(0) + (token / 16) * T(group_bytes)(op->k) + token % 16 * ELEMENT_BYTES;
+    OP_FLOATS(1)[item] = LOAD1(row + (long)item * 16 * ELEMENT_BYTES) * op->scale;
+}
+#endif
+
 // As in simt_matmul.cl, with 16 values of each row in local memory at a time.
 #define DEFINE_MATMUL(NAME, PER, EXPERTS)                                                                              \
     __kernel __attribute__((reqd_work_group_size(16, TILE_HEIGHT, 1))) void T(NAME)(PRODUCT_ARGUMENTS)                 \

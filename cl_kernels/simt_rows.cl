@@ -64,25 +64,20 @@ static inline float largest_of_eight(const __local float *x)
 }
 
 // One part of a row (or 4 * PREPARE_SIZE columns of it) to a work-group: as integers (as_half: as halves) in q, as float32
-// in f. A row has
-// `heads` parts of k columns; `used` parts of a norm's weight take turns. For a norm, each of a part's work-groups sums
-// the whole part for itself: cheaper than another launch.
-__kernel __attribute__((reqd_work_group_size(PREPARE_SIZE, 1, 1))) void prepare_rows(
+// in f. A row has `heads` parts of k columns; `used` parts of a norm's weight take turns. For a norm, each of a part's
+// work-groups sums the whole part for itself: cheaper than another launch. across, c: the work-group's place in the
+// row's part, and the part's number. There is no bias, q or f where they are 0.
+static inline void prepare_part(
     const __global int *in, int how, int act, int gather, int as_half, int k, int heads, int used, float epsilon, float cap,
-    const __global uchar *x_buffer, long x_at, const __global uchar *second_buffer, long second_at,
-    const __global uchar *bias_buffer, long bias_at, __global uchar *q_buffer, long q_at, __global uchar *f_buffer,
-    long f_at)
+    const __global float *x, const __global float *second, const __global float *bias, __global uchar *q_out,
+    __global float *f_out, int across, int c, __local float *reals, __local int *sums)
 {
-    __local float reals[PREPARE_SIZE];
-    __local int sums[PREPARE_SIZE];
-    const int lane = get_local_id(0), c = get_group_id(1), row = c / heads, part = c % heads;
+    const int lane = get_local_id(0), row = c / heads, part = c % heads;
     const long from = (gather ? in[in[IN_AT_LOGIT_ROWS] + row] : row) * (long)heads + part;
     const int is_norm = how == PREPARE_RMS_NORM || how == PREPARE_LAYER_NORM;
     const int is_gate = how == PREPARE_GATE || how == PREPARE_SCALAR_GATE;
-    const __global float *x = FLOATS_IN(x_buffer, x_at) + from * (how == PREPARE_SCALAR_GATE ? 1 : k);
     const long second_from = (is_gate ? from : part % used) * k;
-    const __global float *second = FLOATS_IN(second_buffer, second_at) + second_from;
-    const __global float *bias = FLOATS_IN(bias_buffer, bias_at) + second_from;
+    x += from * (how == PREPARE_SCALAR_GATE ? 1 : k);
     float mean = 0.0f, norm = 1.0f;
     if (is_norm) {
         float sum = 0.0f;
@@ -96,40 +91,40 @@ __kernel __attribute__((reqd_work_group_size(PREPARE_SIZE, 1, 1))) void prepare_
             sum = fma(x[i] - mean, x[i] - mean, sum);
         norm = 1.0f / sqrt(sum_of_group(sum, reals) / (float)k + epsilon);
     }
-    const int first = 4 * (int)get_global_id(0); // this work-item's four columns
+    const int first = 4 * (across * PREPARE_SIZE + lane); // this work-item's four columns
     float v[4];
-    for (int i = 0; i < 4; i++) {
+    _Pragma("unroll") for (int i = 0; i < 4; i++)
+    {
         const int column = first + i;
         v[i] = 0.0f;
         if (column < k) {
             v[i] = x[how == PREPARE_SCALAR_GATE ? 0 : column];
             if (is_norm) {
-                v[i] = (v[i] - mean) * norm * second[column];
-                if (bias_at >= 0)
-                    v[i] += bias[column];
+                v[i] = (v[i] - mean) * norm * second[second_from + column];
+                if (bias)
+                    v[i] += bias[second_from + column];
             } else if (is_gate) {
-                v[i] = gate(act, v[i], second[column]);
+                v[i] = gate(act, v[i], second[second_from + column]);
             } else if (how == PREPARE_ACTIVATE) {
                 v[i] = activate(act, v[i], cap);
             }
-            if (f_at >= 0)
-                FLOATS(f_buffer, f_at)[(long)c * k + column] = v[i];
+            if (f_out)
+                f_out[(long)c * k + column] = v[i];
         }
     }
-    if (q_at >= 0 && as_half) {
-        __global half *out = (__global half *)(q_buffer + q_at + c * half_row_bytes(k));
+    if (q_out && as_half) {
+        __global half *out = (__global half *)(q_out + c * half_row_bytes(k));
         if (first < k)
-            for (int i = 0; i < 4; i++)
+            _Pragma("unroll") for (int i = 0; i < 4; i++)
                 vstore_half_rte(clamp(v[i] * (1.0f / HALF_UNIT), -65504.0f, 65504.0f), half_place(first + i), out);
-    } else if (q_at >= 0) {
-        __global uchar *out = q_buffer + q_at + c * prepared_bytes(k);
+    } else if (q_out) {
+        __global uchar *out = q_out + c * prepared_bytes(k);
         reals[lane] = fmax(fmax(fabs(v[0]), fabs(v[1])), fmax(fabs(v[2]), fabs(v[3])));
         barrier(CLK_LOCAL_MEM_FENCE);
         const float largest = largest_of_eight(reals + (lane & ~7)); // who have a block of 32 columns
         const float inverse = largest > 0.0f ? (float)LARGEST / largest : 0.0f;
         int q[4];
-        for (int i = 0; i < 4; i++)
-            q[i] = convert_int_rte(v[i] * inverse);
+        _Pragma("unroll") for (int i = 0; i < 4; i++) q[i] = convert_int_rte(v[i] * inverse);
         sums[lane] = q[0] + q[1] + q[2] + q[3];
         if (first < k) {
             __global uchar *to = out + first / 32 * 64 + first % 32;
@@ -138,7 +133,7 @@ __kernel __attribute__((reqd_work_group_size(PREPARE_SIZE, 1, 1))) void prepare_
             *(__global char4 *)(to + 32) = convert_char4(all - (high << 7));
         }
         barrier(CLK_LOCAL_MEM_FENCE);
-        const int blocks = k / 32, block = (int)get_group_id(0) * (PREPARE_SIZE / 8) + lane, at = 8 * lane;
+        const int blocks = k / 32, block = across * (PREPARE_SIZE / 8) + lane, at = 8 * lane;
         if (lane < PREPARE_SIZE / 8 && block < blocks) {
             __global float *scales = (__global float *)(out + 2 * (long)k);
             __global int *totals = (__global int *)(scales + 2 * blocks);
@@ -152,6 +147,20 @@ __kernel __attribute__((reqd_work_group_size(PREPARE_SIZE, 1, 1))) void prepare_
             totals[blocks + 2 * block + 1] = right;
         }
     }
+}
+
+__kernel __attribute__((reqd_work_group_size(PREPARE_SIZE, 1, 1))) void prepare_rows(
+    const __global int *in, int how, int act, int gather, int as_half, int k, int heads, int used, float epsilon, float cap,
+    const __global uchar *x_buffer, long x_at, const __global uchar *second_buffer, long second_at,
+    const __global uchar *bias_buffer, long bias_at, __global uchar *q_buffer, long q_at, __global uchar *f_buffer,
+    long f_at)
+{
+    __local float reals[PREPARE_SIZE];
+    __local int sums[PREPARE_SIZE];
+    prepare_part(in, how, act, gather, as_half, k, heads, used, epsilon, cap, FLOATS_IN(x_buffer, x_at),
+                 FLOATS_IN(second_buffer, second_at), bias_at < 0 ? 0 : FLOATS_IN(bias_buffer, bias_at),
+                 q_at < 0 ? 0 : q_buffer + q_at, f_at < 0 ? 0 : FLOATS(f_buffer, f_at), get_group_id(0),
+                 get_group_id(1), reals, sums);
 }
 
 // Below, a work-item has a column and the second dimension counts rows.
@@ -226,22 +235,22 @@ __kernel void convolve_rows(
 }
 
 // Rotates the queries of a row in place, and writes its keys, rotated, and its values into the cache (attention.cl
-// says how that lies). Columns start .. start + rotated - 1 of a head are rotated.
-__kernel void store_keys_and_values(
-    const __global int *in, __global uchar *q_buffer, long q_at, const __global uchar *k_buffer, long k_at,
-    const __global uchar *v_buffer, long v_at, __global uchar *keys, __global uchar *values, int heads, int kv_heads,
-    int head_width, int value_width, int rotated, int start, int interleaved, int table_index)
+// says how that lies). Columns start .. start + rotated - 1 of a head are rotated. Work-item `item` of so many.
+static inline void store_row_of_keys(
+    const __global int *in, __global float *q, const __global float *k, const __global float *v, __global uchar *keys,
+    __global uchar *values, int heads, int kv_heads, int head_width, int value_width, int rotated, int start,
+    int interleaved, int table_index, int row, int item, int items)
 {
-    const int row = get_global_id(1), half_width = rotated / 2, padded = (value_width + 15) / 16 * 16;
+    const int half_width = rotated / 2, padded = (value_width + 15) / 16 * 16;
     const long cell = cell_of(in, row, in[in[IN_AT_POSITIONS] + row]), block = cell / 32;
-    __global float *q = FLOATS(q_buffer, q_at) + (long)row * heads * head_width;
-    const __global float *k = FLOATS_IN(k_buffer, k_at) + (long)row * kv_heads * head_width;
-    const __global float *v = FLOATS_IN(v_buffer, v_at) + (long)row * kv_heads * value_width;
+    q += (long)row * heads * head_width;
+    k += (long)row * kv_heads * head_width;
+    v += (long)row * kv_heads * value_width;
     const __global float *table = (const __global float *)(in + in[IN_AT_ROPE + table_index]) + (long)row * rotated;
     __global half *to_keys = (__global half *)keys + block * kv_heads * head_width * 32 + cell % 32;
     __global half *to_values = (__global half *)values + (block * kv_heads * 32 + cell % 32) * padded;
     const int pairs = (heads + kv_heads) * half_width, rest = head_width - rotated;
-    for (int i = get_global_id(0); i < pairs; i += get_global_size(0)) {
+    for (int i = item; i < pairs; i += items) {
         const int h = i / half_width, j = i % half_width;
         const int a = start + (interleaved ? 2 * j : j), b = start + (interleaved ? 2 * j + 1 : j + half_width);
         const float c = table[j], s = table[half_width + j];
@@ -258,14 +267,24 @@ __kernel void store_keys_and_values(
             vstore_half_rte(x * s + y * c, 32 * b, to);
         }
     }
-    for (int i = get_global_id(0); i < kv_heads * rest; i += get_global_size(0)) {
+    for (int i = item; i < kv_heads * rest; i += items) {
         const int h = i / rest, d = i % rest < start ? i % rest : i % rest + rotated;
         vstore_half_rte(k[(long)h * head_width + d], 32 * d, to_keys + (long)h * head_width * 32);
     }
-    for (int i = get_global_id(0); i < kv_heads * padded; i += get_global_size(0)) {
+    for (int i = item; i < kv_heads * padded; i += items) {
         const int h = i / padded, d = i % padded;
         vstore_half_rte(d < value_width ? v[(long)h * value_width + d] : 0.0f, d, to_values + (long)h * 32 * padded);
     }
+}
+
+__kernel void store_keys_and_values(
+    const __global int *in, __global uchar *q_buffer, long q_at, const __global uchar *k_buffer, long k_at,
+    const __global uchar *v_buffer, long v_at, __global uchar *keys, __global uchar *values, int heads, int kv_heads,
+    int head_width, int value_width, int rotated, int start, int interleaved, int table_index)
+{
+    store_row_of_keys(in, FLOATS(q_buffer, q_at), FLOATS_IN(k_buffer, k_at), FLOATS_IN(v_buffer, v_at), keys, values,
+                      heads, kv_heads, head_width, value_width, rotated, start, interleaved, table_index,
+                      get_global_id(1), get_global_id(0), get_global_size(0));
 }
 
 // Reads n 16-byte words; what it measures is how fast.

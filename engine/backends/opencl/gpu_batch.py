@@ -12,11 +12,14 @@ from engine.adapters.rack import MAX_USES
 from engine.batch import Batch
 from engine.graph import Rope
 
-HEADER_WORDS = 22
+HEADER_WORDS = 64
 """Words at the start; IN_* in cl_kernels/simt_common.cl. The offsets of the rope tables follow from word 11."""
 
 LORA_WORD = 16
 """Where the words about adapters begin."""
+
+SINGLES_WORD, COMBINES_WORD, ARRIVED_WORD = 22, 23, 32
+"""Where kernels read how many parts of lone rows and joins there are, and count who has come to the end of a phase."""
 
 UNIT_WORDS = 5
 """The struct LoraUnit of cl_kernels/simt_lora.cl."""
@@ -140,6 +143,7 @@ def fill_input(
     counts = Counts(len(batch.tokens), len(batch.logit_rows), len(tiles), len(singles), len(combines), *lora_counts)
     words[:3] = (counts.rows, counts.logit_rows, batch.block_tables.shape[1])
     words[3 : 3 + len(offsets)] = offsets
+    words[SINGLES_WORD], words[COMBINES_WORD], words[ARRIVED_WORD] = counts.singles, counts.combines, 0
     return at, counts
 
 

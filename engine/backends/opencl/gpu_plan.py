@@ -15,7 +15,7 @@ import numpy as np
 from engine.backends.opencl.formats import FORMATS, GROUP
 from engine.backends.opencl.gpu_adapters import parts_of
 from engine.backends.opencl.gpu_batch import LOGIT_ROWS_WORD, ROWS_WORD, Counts, LoraCounts
-from engine.backends.opencl.gpu_source import TILE_COLUMNS, HeadShape
+from engine.backends.opencl.gpu_source import TILE_COLUMNS, HeadShape, KernelSizes
 from engine.backends.opencl.lowering import Place, Program, Step
 
 Located: TypeAlias = tuple[Any, int]
@@ -63,8 +63,7 @@ class Launch:
 class Sizes:
     """What a device's limits decide."""
 
-    prepare: int  # work-items that prepare a row together
-    tile_height: int  # work-items down a tile of a matrix product
+    kernels: KernelSizes
     max_rows: int
     slices: dict[str, int]  # type -> most work-items that share a row of weights
     wanted_items: int  # work-items that keep the device busy
@@ -190,7 +189,7 @@ class Plan:
             "prepare_rows", self._in, step.how, step.act, int(step.gather), int(rows == "mma"), step.k, step.heads,
             step.used, float(step.epsilon), float(step.cap), _At(x), _At(second), _At(bias), _At(quantised), _At(plain),
         )  # fmt: skip
-        size, count = self._sizes.prepare, _rows_of(step)
+        size, count = self._sizes.kernels.prepare, _rows_of(step)
         return Launch(kernel, _rounded(-(-step.k // 4), size), (size, 1), lambda counts: count(counts) * step.heads)
 
     def _add(self, step: Step) -> list[Launch]:
@@ -237,8 +236,9 @@ class Plan:
         single = self._new(f"attend_single_{shape.name}", *arguments, self._partials)
         kind = "mma" if self._sizes.tensor_cores and shape.on_tensor_cores else "tile"
         tile = self._new(f"attend_{kind}_{shape.name}", *arguments)
+        threads = self._sizes.kernels.single
         return [
-            Launch(single, 128 * step.heads // shape.single_heads, (128, 1), lambda counts: counts.singles),
+            Launch(single, threads * step.heads // shape.single_heads, (threads, 1), lambda counts: counts.singles),
             Launch(tile, 128 * step.heads // shape.tile_heads, (128, 1), lambda counts: counts.tiles),
         ]
 
@@ -267,9 +267,9 @@ class Plan:
 
     def _bind_experts(self, step: Step, rows: str) -> Launch:
         is_matvec, count, used = rows.startswith("matvec"), _rows_of(step), step.used
-        tile_rows, height = self._expert_tile_rows(step), self._sizes.tile_height
+        tile_rows, height = self._expert_tile_rows(step), self._sizes.kernels.tile_height
         name = "expert_matvec" if is_matvec else f"expert_matmul_{tile_rows // height}"
-        slices = self._slices([step])
+        slices = self.slices([step])
         kernel = self._product(f"{name}_{step.type}", [step], slices, sorted_entries=step.places[5])
         if is_matvec:
             return Launch(kernel, step.n, (GROUP, slices), lambda counts: count(counts) * used)
@@ -283,26 +283,28 @@ class Plan:
 
     def _expert_tile_rows(self, step: Step) -> int:
         """Rows of a tile for experts, by how many each one gets of a full batch."""
-        height = self._sizes.tile_height
+        height = self._sizes.kernels.tile_height
         return 4 * height if self._sizes.max_rows * step.used >= 4 * height * step.experts else height
 
     def _bind_matmul(self, site: list[Step], rows: str) -> Launch:
         first = site[0]
-        slices = self._slices(site)
+        slices = self.slices(site)
         if rows == "mma" and FORMATS[first.type].is_float:
             rows = "matmul_4"
         if rows == "mma":
             across = sum(step.heads * -(-(step.n // step.heads) // MATRIX_SIDE) for step in site)
             count = _rows_of(first)
             kernel = self._product(f"matmul_mma_{first.type}", site, slices)
-            return Launch(kernel, MATRIX_THREADS * across, (MATRIX_THREADS, 1), lambda counts: -(-count(counts) // MATRIX_SIDE))
+            return Launch(
+                kernel, MATRIX_THREADS * across, (MATRIX_THREADS, 1), lambda counts: -(-count(counts) // MATRIX_SIDE)
+            )
         kernel = self._product(f"{rows}_{first.type}", site, slices)
         name, _, per = rows.partition("_")
         count = _rows_of(first)
         if name == "matvec":
             groups = sum(-(-step.n // GROUP) for step in site)
             return Launch(kernel, GROUP * groups, (GROUP, slices), lambda counts: 1)
-        height = self._sizes.tile_height
+        height = self._sizes.kernels.tile_height
         tile_rows = height * int(per)
         across = sum(step.heads * -(-(step.n // step.heads) // TILE_COLUMNS) for step in site)
         return Launch(kernel, 16 * across, (16, height), lambda counts: -(-count(counts) // tile_rows))
@@ -352,8 +354,14 @@ class Plan:
         )  # fmt: skip
         return [Launch(kernel, _rounded(step.k, LORA_OUTPUTS), (LORA_OUTPUTS, 1), lambda counts: counts.lora.chunks)]
 
-    def _slices(self, site: list[Step]) -> int:
-        """Work-items that share a row of weights. Depends on the matrices alone: it decides the order of sums."""
+    def slices(self, site: list[Step]) -> int:
+        """Work-items that share a row of weights. Depends on the matrices alone: it decides the order of sums.
+
+        Where whole steps are one kernel, on the length of the rows alone: its work-groups have all matrices of a phase.
+        """
+        if self._sizes.kernels.step:
+            k = site[0].k
+            return min(16 if k >= 2048 else 8 if k >= 512 else 4, self._sizes.slices[site[0].type])
         groups = sum(-(-step.n // GROUP) for step in site)
         slices = 4
         most = min(MOST_SLICES, self._sizes.slices[site[0].type], -(-site[0].k // 32))

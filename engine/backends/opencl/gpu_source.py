@@ -12,6 +12,9 @@ from engine.errors import UnsupportedModelError
 TILE_COLUMNS = 64
 """Outputs that one work-group of a tiled matrix product computes, as in simt_arguments.cl."""
 
+STEP_THREADS = 512
+"""Work-items of a work-group that runs whole steps."""
+
 MAX_HEAD_WIDTH, MAX_VALUE_WIDTH = 1024, 512
 
 
@@ -90,37 +93,89 @@ def repack_source(names: Iterable[str]) -> str:
     return "\n".join(parts)
 
 
+@dataclass(frozen=True)
+class KernelSizes:
+    """Of work-groups. prepare: work-items that prepare a row together; single: that attend for a lone row; step: that
+    run a whole step of one row, 0 where such steps go kernel by kernel. tile_height: down a tile of a product."""
+
+    prepare: int
+    single: int
+    step: int
+    tile_height: int
+
+    @classmethod
+    def of(cls, most: int, *, whole_steps: bool) -> KernelSizes:
+        """most: work-items that the device takes in a work-group."""
+        if whole_steps and most >= STEP_THREADS:
+            return cls(STEP_THREADS, STEP_THREADS, STEP_THREADS, 16)
+        return cls(256, 128, 0, 16) if most >= 256 else cls(128, 128, 0, 8)
+
+
 def simt_source(
-    names: Iterable[str],
-    shapes: Iterable[HeadShape],
-    *,
-    experts: bool,
-    prepare_size: int,
-    tile_height: int,
-    mma: bool = False,
+    names: Iterable[str], shapes: Iterable[HeadShape], sizes: KernelSizes, *, experts: bool, tensor_cores: bool = False
 ) -> str:
     """All kernels that a model of these types and head shapes needs on a GPU."""
+    names, shapes = list(names), list(shapes)
     parts = [
-        f"#define PREPARE_SIZE {prepare_size}\n#define TILE_HEIGHT {tile_height}",
+        f"#define PREPARE_SIZE {sizes.prepare}\n#define SINGLE_THREADS {sizes.single}",
+        f"#define TILE_HEIGHT {sizes.tile_height}",
+        f"#define STEP_THREADS {sizes.step}" if sizes.step else "",
         "#define WITH_EXPERTS" if experts else "",
         read("simt_common.cl"),
         read("simt_rows.cl"),
         read("simt_lora.cl"),
         read("simt_experts.cl"),
         read("simt_arguments.cl"),
-        read("simt_tensor.cl") if mma else "",
+        read("simt_tensor.cl") if tensor_cores else "",
+        read("simt_op.cl") if sizes.step else "",
     ]
     for name in names:
-        body = (
-            ("simt_matmul_float.cl",)
-            if FORMATS[name].is_float
-            else ("layout.cl", "simt_matmul.cl", *(["simt_mma.cl"] if mma else []))
-        )
+        body = ["simt_matmul_float.cl"] if FORMATS[name].is_float else ["layout.cl", "simt_matmul.cl"]
+        if tensor_cores and not FORMATS[name].is_float:
+            body.append("simt_mma.cl")
         parts += [type_definitions(name), *(read(part) for part in body), type_undefinitions(name)]
     for shape in shapes:
-        with_mma = read("simt_attend_mma.cl") if mma and shape.on_tensor_cores else ""
+        with_mma = read("simt_attend_mma.cl") if tensor_cores and shape.on_tensor_cores else ""
         parts += [shape.definitions, read("simt_attention.cl"), with_mma, _UNDEFINE_SHAPE]
+    if sizes.step:
+        parts.append(_step_source(names, shapes))
     return "\n".join(parts)
+
+
+def _step_source(names: list[str], shapes: list[HeadShape]) -> str:
+    """The kernel run_step; operations number types and shapes by their places in the lists."""
+
+    def choice(head: str, calls: Iterable[str]) -> str:
+        cases = "".join(f"    case {i}: {call}; break;\n" for i, call in enumerate(calls))
+        return f"static inline void {head}\n{{\n    switch (op->type) {{\n{cases}    }}\n}}\n"
+
+    attend = "in, op, tile, nth, partials, space"
+    room = "\n".join(f"    float shape_{shape.name}[STEP_ATTEND_FLOATS_{shape.name}];" for shape in shapes)
+    return "\n".join(
+        [
+            choice(
+                "step_matvec(const __global StepOp *op, int tile, __local float *space)",
+                (f"step_matvec_{name}(op, tile, space)" for name in names),
+            ),
+            choice(
+                "step_embed(const __global StepOp *op, int token, int item)",
+                (f"step_embed_{name}(op, token, item)" for name in names),
+            ),
+            choice(
+                "step_attend(const __global int *in, const __global StepOp *op, int tile, int nth, "
+                "__global float *partials, __local float *space)",
+                (f"step_attend_{shape.name}({attend})" for shape in shapes),
+            ),
+            choice(
+                "step_combine(const __global int *in, const __global StepOp *op, int item, int nth, "
+                "const __global float *partials)",
+                (f"step_combine_{shape.name}(in, op, item, nth, partials)" for shape in shapes),
+            ),
+            f"typedef union {{\n    float others[2 * STEP_THREADS];\n{room}\n}} StepSpace;",
+            "#define STEP_FLOATS (sizeof(StepSpace) / 4)",
+            read("simt_step.cl"),
+        ]
+    )
 
 
 _UNDEFINE_SHAPE = "".join(

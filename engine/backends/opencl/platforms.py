@@ -101,6 +101,16 @@ class Device:
         return "persistent" if self.is_cpu and os.environ.get("REALM_EXECUTOR") != "gpu" else "simt"
 
     @property
+    def runs_together(self) -> int:
+        """Work-groups that surely run at the same time, so that they may wait for each other; 0 where nobody knows.
+
+        NVIDIA's run as many as there are compute units at least. A lone one waits for nobody: so it is tested.
+        """
+        if self.is_cpu:
+            return 1
+        return self.workers if "nvidia" in f"{self.handle.vendor} {self.handle.platform.vendor}".lower() else 0
+
+    @property
     def free_memory_bytes(self) -> int:
         """What is free now, where the driver has AMD's way of saying it; else all of it."""
         import pyopencl as cl
