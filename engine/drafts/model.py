@@ -216,7 +216,7 @@ class ModelDrafter:
         token = sampler.draw(candidates)
         if sampler.greedy:
             weights = candidates.weights()
-            confidence = 1.0 / float(weights.sum(dtype=np.float64))
+            confidence = 1.0 / float(weights.sum())
         else:
             drawn_from = Distribution.of(candidates)
             confidence = drawn_from.probability(token)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -116,28 +115,21 @@ def reaches(rates: Sequence[float]) -> list[float]:
     return [float(r) for r in np.cumprod(rates)]
 
 
-@dataclass(frozen=True)
-class Plan:
-    """lengths: of the guesses of each sequence, to check now. rate: expected tokens/s of the step, plain_rate: of the
-    step without guesses."""
-
-    lengths: list[int]
-    rate: float
-    plain_rate: float
-
-
-def plan(cost: StepCost, per_token: float, n_plain: int, chances: Sequence[Sequence[float]], most: int) -> Plan:
+def plan(
+    cost: StepCost, spent: float, per_token: float, n_plain: int, chances: Sequence[Sequence[float]], most: int
+) -> list[int]:
     """How many guesses of each sequence to check so that the whole step makes most tokens in a second.
 
-    per_token: seconds that choosing and handing out one token takes. n_plain: rows of the step without guesses.
-    chances: of each sequence that has guesses, `reaches`. most: rows that guesses may take.
+    spent: seconds that guessing took; to check few of the guesses wastes them. per_token: seconds that choosing and
+    handing out one token takes. n_plain: rows of the step without guesses. chances: of each sequence that has guesses,
+    `reaches`. most: rows that guesses may take.
     """
     ordered = sorted(((-chance, i) for i, its in enumerate(chances) for chance in its))[: max(most, 0)]
 
     def rate_of(tokens: float, rows: int) -> float:
-        return tokens / max(cost.seconds(rows) + per_token * tokens, 1e-9)
+        return tokens / max(spent + cost.seconds(rows) + per_token * tokens, 1e-9)
 
-    plain = best = rate_of(n_plain, n_plain)
+    best = rate_of(n_plain, n_plain)
     taken, tokens = 0, float(n_plain)
     for count, (negative, _) in enumerate(ordered, 1):
         tokens -= negative
@@ -147,4 +139,4 @@ def plan(cost: StepCost, per_token: float, n_plain: int, chances: Sequence[Seque
     lengths = [0] * len(chances)
     for _, i in ordered[:taken]:
         lengths[i] += 1
-    return Plan(lengths, best, plain)
+    return lengths

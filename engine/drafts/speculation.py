@@ -192,19 +192,19 @@ class Speculation:
                         sequence.drafting.paused = True
                 if able:
                     planned += self._drafters[kind].propose(self, able, len(decoding))
-            self._choose([one for one in planned if one.guess.tokens], len(decoding))
+            self._choose([one for one in planned if one.guess.tokens], len(decoding), perf_counter() - began)
         self._drafting_s = perf_counter() - began
 
     def _plain_is_due(self, n: int) -> bool:
         return self.cost.samples(n) < PLAIN_SAMPLES or self._since_plain >= PLAIN_EVERY
 
-    def _choose(self, planned: list[Planned], n_plain: int) -> None:
-        """Cuts guesses to the length that pays and gives them to their sequences."""
+    def _choose(self, planned: list[Planned], n_plain: int, spent: float) -> None:
+        """Cuts guesses to the length that pays and gives them to their sequences. spent: seconds they took."""
         for one in planned:
             acceptance = self.pace(one.drafting).acceptance
             one.chances = reaches([acceptance.rate(confidence) for confidence in one.guess.confidences])
         chances = [one.chances for one in planned]
-        lengths = plan(self.cost, self.choosing_s, n_plain, chances, self.max_rows - n_plain).lengths
+        lengths = plan(self.cost, spent, self.choosing_s, n_plain, chances, self.max_rows - n_plain)
         for one, length in zip(planned, lengths, strict=True):
             drafting, pace = one.drafting, self.pace(one.drafting)
             worth = length

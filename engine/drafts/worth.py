@@ -75,6 +75,7 @@ class Worth:
         self._speculation = speculation
         self._n_plain = n_plain
         self._plain_s = speculation.cost.seconds(n_plain) + n_plain * speculation.choosing_s
+        self._rows = n_plain  # of the target's step, with the guesses so far
         self._row_s = 0.0  # what checking one more guess takes
         self._rate = 0.0  # tokens per second that one more guess has to be worth
 
@@ -110,14 +111,17 @@ class Worth:
         the most promising first, as many as make the gain over the usual rate largest.
         """
         musts = [one for one in able if len(one.guess.tokens) < one.probe]
+        self._rows += len(able)  # each has just got one more
         rest = [one for one in able if len(one.guess.tokens) >= one.probe and not one.probe]
         rest.sort(key=lambda one: -one.reach * one.next_rate)
         gained = best = 0.0
         taken = 0
         base = self._drafter.cost.seconds(len(musts)) if musts else 0.0
+        checked = self._speculation.cost
         for count, one in enumerate(rest, 1):
             gained += one.reach * one.next_rate
-            seconds = self._drafter.cost.seconds(len(musts) + count) - base + count * self._row_s
+            seconds = self._drafter.cost.seconds(len(musts) + count) - base
+            seconds += checked.seconds(self._rows + len(musts) + count) - checked.seconds(self._rows + len(musts))
             if gained - self._rate * seconds > best:
                 best, taken = gained - self._rate * seconds, count
         return [*musts, *rest[:taken]]

@@ -33,10 +33,10 @@ def guesses_are_checked_whether_they_pay_or_not(monkeypatch: pytest.MonkeyPatch)
     """These models are too small for guessing to pay, and what is asked here is whether it is right."""
     choose = Speculation._choose
 
-    def check_all(self: Speculation, planned: list[Planned], n_plain: int) -> None:
+    def check_all(self: Speculation, planned: list[Planned], n_plain: int, spent: float) -> None:
         for one in planned:
             one.probe = min(6, len(one.guess.tokens))
-        choose(self, planned, n_plain)
+        choose(self, planned, n_plain, spent)
 
     monkeypatch.setattr(Speculation, "_choose", check_all)
     monkeypatch.setattr(Worth, "choose", lambda self, sequences: [self._first(s) for s in sequences])

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from engine.backends.opencl.platforms import Device
 
@@ -44,6 +45,20 @@ def address_of(device: Device, buffer: Any) -> int:
     cl.Kernel(_program(device), "address_of")(device.queue, (1,), (1,), buffer, result)
     cl.enqueue_copy(device.queue, out, result)
     return int(out[0])
+
+
+class View:
+    """What makes a buffer's memory an array of numpy: it lives as long as any array that shows it."""
+
+    def __init__(self, device: Device, buffer: Any, dtype: DTypeLike) -> None:
+        self.buffer = buffer
+        kind = np.dtype(dtype)
+        self.__array_interface__ = {
+            "version": 3,
+            "shape": (buffer.size // kind.itemsize,),
+            "typestr": kind.str,
+            "data": (address_of(device, buffer), False),
+        }
 
 
 @cache

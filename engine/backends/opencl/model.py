@@ -26,7 +26,7 @@ from engine.backends.opencl.lowering import (
     padded16,
     padded32,
 )
-from engine.backends.opencl.memory import address_of
+from engine.backends.opencl.memory import View, address_of
 from engine.backends.opencl.memory import allocate as allocate_buffer
 from engine.backends.opencl.platforms import devices
 from engine.backends.opencl.segments import cut_attention, whole_tiles
@@ -68,6 +68,8 @@ LORA_WORD = 16
 """Where the words about adapters begin."""
 
 MAX_ROPES = 3
+
+_NOTHING: NDArray[Any] = np.empty(0)
 
 
 class OpenCLModel:
@@ -205,6 +207,7 @@ class OpenCLModel:
         for buffer in self._buffers:
             buffer.release()
         self._buffers = []
+        self._logits = self._input = self._scratch_floats = _NOTHING  # logits that somebody still has stay
 
     def forward(self, batch: Batch, given: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         parts = split_logit_rows(batch, self._max_logit_rows)
@@ -214,48 +217,38 @@ class OpenCLModel:
         return np.concatenate([self._forward(part, own).copy() for part, own in zip(parts, rows, strict=True)])
 
     def _forward(self, batch: Batch, given: NDArray[np.float32] | None) -> NDArray[np.float32]:
-        return self._run(batch, self._whole, self._logits[: len(batch.logit_rows)], self._logits_buffer, 0, given)
+        self._run(batch, self._whole, given)
+        return self._logits[: len(batch.logit_rows)]
 
     def hidden(self, batch: Batch, given: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         if self._ends_hidden:
             return self._forward(batch, given)
         assert self._program.hidden is not None
-        out = np.empty((len(batch.logit_rows), self.hidden_width), np.float32)
-        offset = self._program.hidden.offset * self.max_rows
-        return self._run(batch, self._to_hidden, out, self._scratch, offset, given)
+        self._run(batch, self._to_hidden, given)
+        rows, begin = len(batch.logit_rows), self._program.hidden.offset * self.max_rows // 4
+        return self._scratch_floats[begin : begin + rows * self.hidden_width].reshape(rows, self.hidden_width).copy()
 
-    def _run(
-        self,
-        batch: Batch,
-        steps: list[_Replay],
-        out: NDArray[np.float32],
-        buffer: Any,
-        offset: int,
-        given: NDArray[np.float32] | None,
-    ) -> NDArray[np.float32]:
-        """Runs a step, the one without or the one with adapters, and reads `out` from its buffer."""
+    def _run(self, batch: Batch, steps: list[_Replay], given: NDArray[np.float32] | None) -> None:
+        """Runs a step, the one without or the one with adapters. Its input is written where the device reads it, and
+        what comes out is read where it lies: a copy of either would be a command that the step waits for."""
         import pyopencl as cl
 
         step = steps[any(batch.adapters)]
-        words = self._fill_input(batch, step.parity)
+        self._fill_input(batch, step.parity)
+        if given is not None and self._program.given:
+            at = self._program.given.offset * self.max_rows // 4
+            self._scratch_floats[at : at + given.size] = given.ravel()
         try:
-            cl.enqueue_copy(self._on.queue, self._in, self._input[:words], is_blocking=False)
-            if given is not None and self._program.given:
-                at = self._program.given.offset * self.max_rows
-                cl.enqueue_copy(self._on.queue, self._scratch, np.ascontiguousarray(given), dst_offset=at)
             for part in range(step.n_parts):
                 self._weights.bring(part)
                 cl.enqueue_nd_range_kernel(self._on.queue, step.kernels[part], (4 * self._on.workers,), (1,))
-            if len(out):
-                cl.enqueue_copy(self._on.queue, out, buffer, src_offset=offset, is_blocking=False)
             self._on.queue.finish()
         except cl.Error as error:
             raise _device_error(error) from error
         step.parity = 1 - step.parity
-        return out
 
-    def _fill_input(self, batch: Batch, parity: int) -> int:
-        """Writes the step's input; returns its length in words."""
+    def _fill_input(self, batch: Batch, parity: int) -> None:
+        """Writes the step's input."""
         rows, wanted = len(batch.tokens), len(batch.logit_rows)
         cut = (cut_attention if self._program.causal else whole_tiles)(batch, self._tile_rows, PARTIAL_SLOTS)
         a = self._input
@@ -285,7 +278,6 @@ class OpenCLModel:
                 flat = units.view(np.int32)
                 a[at : at + len(flat)] = flat
                 at += len(flat)
-        return at
 
     def _plan_memory(self) -> None:
         """The sizes of everything but the weights, before anything is allocated."""
@@ -311,10 +303,12 @@ class OpenCLModel:
         self._caches = {cache: allocate(positions * size) for cache, size in self._program.cache_bytes.items()}
         self._partials = allocate(self._partial_bytes)
         self._scratch = allocate(self._program.scratch_bytes_per_row * self.max_rows)
-        self._logits_buffer = allocate(self._program.logit_bytes_per_row * self._max_logit_rows)
-        self._logits = np.empty((self._max_logit_rows, self._program.logit_bytes_per_row // 4), np.float32)
+        self._scratch_floats = np.asarray(View(self._on, self._scratch, np.float32))
+        self._logits_buffer = allocate_buffer(self._on, self._program.logit_bytes_per_row * self._max_logit_rows)
+        logits = np.asarray(View(self._on, self._logits_buffer, np.float32))
+        self._logits = logits.reshape(self._max_logit_rows, -1)
         self._in = allocate(4 * self._in_words)
-        self._input = np.zeros(self._in_words, np.int32)
+        self._input = np.asarray(View(self._on, self._in, np.int32))
 
     def _set_up(self, type_names: list[str]) -> None:
         """Writes the operations, phases and counters that every step replays."""
