@@ -11,7 +11,7 @@ from engine.drafts.ngram import NgramIndex
 class Drafting:
     """Settings and figures of one request's guesses.
 
-    acceptance: how likely the next guess is to be accepted, judged by this request's latest ones.
+    acceptance: how likely the next guess of the kind asked for is to be accepted, judged by this request's latest ones.
     paused: guessing does not pay at present.
     """
 
@@ -45,10 +45,10 @@ class Drafting:
         """Speed of the steps so far over that of as many tokens without guesses; None until both were measured."""
         return self._without_s / self._with_s if self.drafted and self._without_s else None
 
-    def judged(self, accepted: bool) -> None:
+    def judged(self, accepted: bool, of_its_kind: bool) -> None:
         self.drafted += 1
         self.accepted += accepted
-        if self.acceptance is not None:
+        if self.acceptance is not None and of_its_kind:
             self.acceptance += (accepted - self.acceptance) * (1 - self.MEMORY)
 
     def took(self, seconds: float, without: float) -> None:

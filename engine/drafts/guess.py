@@ -77,11 +77,13 @@ class Guess:
 
     confidences: for each token how sure its drafter is, in a measure of its own; `Pace` learns what that is worth.
     distributions: what each token was drawn from, or None where it was chosen and not drawn (a point mass).
+    looked_up: they stand in the text already, whatever kind of guesses the request asks for.
     """
 
     tokens: list[int] = field(default_factory=list)
     confidences: list[float] = field(default_factory=list)
     distributions: list[Distribution] | None = None
+    looked_up: bool = False
 
     def cut(self, length: int) -> None:
         """Leaves the first `length` tokens."""

@@ -50,7 +50,6 @@ class Pace:
 
     MEMORY = 0.95
     WINDOW = 8
-    SLOWER = 0.97
 
     acceptance: Acceptance
     mean: Acceptance
@@ -73,7 +72,7 @@ class Pace:
         self._window += 1
         if self._window < self.WINDOW:
             return
-        if self.gain < self.SLOWER:
+        if self.gain < 1.0:
             self.resting = 16 << min(self._rests, 5)
             self._rests += 1
             self.with_s = self.without_s = self._window = 0
@@ -124,7 +123,8 @@ class Ngrams:
             room = min(drafting.most, sequence.guess_room)
             tokens, match = drafting.index.guess(sequence.tokens, room) if room else ([], 0)
             if tokens:
-                out.append(Planned(sequence, drafting, Guess(tokens, [float(match + i) for i in range(len(tokens))])))
+                confidences = [float(match + i) for i in range(len(tokens))]
+                out.append(Planned(sequence, drafting, Guess(tokens, confidences, looked_up=True)))
         return out
 
     def forget(self, sequence: Sequence) -> None:
@@ -160,8 +160,9 @@ class Speculation:
     def has(self, kind: DraftKind) -> bool:
         return kind in self._drafters
 
-    def pace(self, drafting: Drafting) -> Pace:
-        kind = drafting.options.kind
+    def pace(self, drafting: Drafting, guess: Guess | None = None) -> Pace:
+        """Of the kind of guesses that the request asks for, or of the kind that a guess is of."""
+        kind = DraftKind.NGRAM if guess and guess.looked_up else drafting.options.kind
         key = (kind, drafting.greedy)
         if key not in self._paces:
             ngram = kind is DraftKind.NGRAM
@@ -186,6 +187,11 @@ class Speculation:
             resting = {id(pace) for pace in self._paces.values() if pace.rests()}
             planned: list[Planned] = []
             for kind, sequences in by_kind.items():
+                if kind is DraftKind.MODEL:
+                    looked_up = self._looked_up(sequences, len(decoding), resting)
+                    planned += looked_up
+                    found = {id(one.sequence) for one in looked_up}
+                    sequences = [s for s in sequences if id(s) not in found]
                 able = [s for s in sequences if kind in self._drafters and id(self._pace_of(s)) not in resting]
                 for sequence in sequences:
                     if sequence not in able and sequence.drafting is not None:
@@ -195,18 +201,45 @@ class Speculation:
             self._choose([one for one in planned if one.guess.tokens], len(decoding), perf_counter() - began)
         self._drafting_s = perf_counter() - began
 
+    def _looked_up(self, sequences: list[Sequence], n_plain: int, resting: set[int]) -> list[Planned]:
+        """Guesses from the text itself for sequences that ask for a draft model's, where they are likely to bring more
+        than it does: they take no time."""
+        out = []
+        for one in Ngrams().propose(self, sequences, n_plain):
+            drafting, own, pace = one.drafting, self.pace(one.drafting), self.pace(one.drafting, one.guess)
+            if id(pace) in resting or (own.steps < FIRST_STEPS and self.has(DraftKind.MODEL)):
+                continue
+            rates = [pace.acceptance.rate(confidence) for confidence in one.guess.confidences]
+            unlikely = (i for i, rate in enumerate(rates) if rate < drafting.options.min_probability)
+            chances = reaches(rates[: next(unlikely, len(rates))])
+            if self._rate(chances, n_plain) > max(own.gain, 1.0) * self._rate([], n_plain):
+                one.guess.cut(len(chances))
+                drafting.paused = False
+                out.append(one)
+        return out
+
+    def _rate(self, chances: list[float], n_plain: int) -> float:
+        """Tokens per second of one of the sequences with the best number of these guesses."""
+        base = self.cost.seconds(n_plain)
+        best = tokens = 0.0
+        for rows, chance in enumerate([1.0, *chances]):
+            tokens += chance
+            seconds = base / n_plain + self.cost.seconds(n_plain + rows) - base + tokens * self.choosing_s
+            best = max(best, tokens / seconds)
+        return best
+
     def _plain_is_due(self, n: int) -> bool:
         return self.cost.samples(n) < PLAIN_SAMPLES or self._since_plain >= PLAIN_EVERY
 
     def _choose(self, planned: list[Planned], n_plain: int, spent: float) -> None:
         """Cuts guesses to the length that pays and gives them to their sequences. spent: seconds they took."""
         for one in planned:
-            acceptance = self.pace(one.drafting).acceptance
+            acceptance = self.pace(one.drafting, one.guess).acceptance
             one.chances = reaches([acceptance.rate(confidence) for confidence in one.guess.confidences])
         chances = [one.chances for one in planned]
         lengths = plan(self.cost, spent, self.choosing_s, n_plain, chances, self.max_rows - n_plain)
         for one, length in zip(planned, lengths, strict=True):
-            drafting, pace = one.drafting, self.pace(one.drafting)
+            drafting, pace = one.drafting, self.pace(one.drafting, one.guess)
             worth = length
             if pace.steps < FIRST_STEPS:
                 if one.chances[0] >= 0.25:  # nothing is known yet of what it costs; a bad guess is none all the same
@@ -235,12 +268,13 @@ class Speculation:
         """A guess of this sequence was checked; those after one that is not accepted never are."""
         drafting = sequence.drafting
         assert drafting is not None
-        pace = self.pace(drafting)
+        pace = self.pace(drafting, sequence.guess)
+        own = pace is self.pace(drafting)
         pace.acceptance.observe(confidence, accepted)
-        if drafting.acceptance is None:
+        if drafting.acceptance is None and own:
             drafting.acceptance = pace.mean.rate(0)
         pace.mean.observe(0, accepted)
-        drafting.judged(accepted)
+        drafting.judged(accepted, own)
         if accepted and (drafting.paused or drafting.refused):
             pace.probes_s += self._plain_token_s  # a probe that saved time may be followed by another
 
@@ -272,7 +306,7 @@ class Speculation:
             if sequence.drafting is not None:
                 sequence.drafting.took(took, n * plain)
                 if sequence.guess is not None:
-                    pace = self.pace(sequence.drafting)
+                    pace = self.pace(sequence.drafting, sequence.guess)
                     paces[id(pace)] = pace
         for pace in paces.values():
             pace.stepped(took, count * plain / n_plain)

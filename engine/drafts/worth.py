@@ -18,6 +18,9 @@ from engine.sequence import Sequence
 CHUNK = 128
 """Rows that catching up with sequences may add to one step: what runs beside them waits for it."""
 
+MARGIN = 1.03
+"""So much faster has guessing to make the whole, or it is left: what is predicted is not that exact."""
+
 LONGEST = 16
 """Lengths that are compared where the best one is looked for."""
 
@@ -90,7 +93,9 @@ class Worth:
             able = [
                 s
                 for s, rate in zip(group, rates, strict=True)
-                if rate >= best * self._guess_s(len(group)) and self._affords(s, best, len(group))
+                if best >= MARGIN * self._n_plain / self._plain_s
+                and rate >= best * self._guess_s(len(group))
+                and self._affords(s, best, len(group))
             ]
             if len(able) == len(group):
                 break

@@ -254,6 +254,41 @@ def test_many_sequences_never_become_slower(clock: Clock) -> None:
     assert took[1] <= took[0] / 0.95
 
 
+def test_a_draft_guesses_no_further_than_what_is_checked(clock: Clock) -> None:
+    """Where a ninth row makes the target's step twice as long, a draft that is always right stops before it."""
+
+    def before(batch: Batch) -> None:
+        clock.now += 10.0 if len(batch.tokens) <= 8 else 20.0
+
+    draft = FakeModel(64, 64, hashed_logits, clock.steps(1.0, 0.05))
+    serving = serving_with(bundle(before=before), draft)
+    run(serving, ask(serving, [1, 2, 3], 100, MODEL))
+    draft.batches.clear()
+    one = ask(serving, [3, 2, 1], 200, MODEL)
+    run(serving, one)
+    made = sum(len(batch.logit_rows) for batch in draft.batches)
+    assert one.figures.accepted_tokens > 150
+    assert made < 1.1 * one.figures.drafted_tokens
+
+
+def test_a_text_that_repeats_itself_is_guessed_from_itself_though_there_is_a_draft(clock: Clock) -> None:
+    """A draft that is often wrong, and a text in which what follows stands already."""
+    repeated = bytes(range(40, 120)) * 3
+    draft = FakeModel(64, 64, agreeing(0.0), clock.steps(4.0, 1.0))
+    serving = serving_with(bundle(scripted(repeated), before=clock.steps(14.0, 1.5)), draft)
+    took = []
+    for options in (None, MODEL):
+        began = clock.now
+        one = ask(serving, [*repeated, 256], 240, options)
+        run(serving, one)
+        took.append(clock.now - began)
+    assert one.tokens == list(repeated)
+    assert took[0] / took[1] > 1.8
+    timid = ask(serving, [*repeated, 256], 240, DraftOptions(DraftKind.MODEL, min_probability=1.0))
+    run(serving, timid)
+    assert timid.figures.drafted_tokens == 0
+
+
 def test_ngrams_double_the_speed_of_a_repetition_and_cost_nothing_elsewhere(clock: Clock) -> None:
     repeated = bytes(range(40, 120)) * 3
     serving = serving_with(bundle(scripted(repeated), before=clock.steps(14.0, 1.5)))
