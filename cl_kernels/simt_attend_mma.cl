@@ -16,7 +16,7 @@
         const long block = (long)table[(start) / 32] * kv_heads + kv_head;                                             \
         const __global uint4 *k_from = (const __global uint4 *)((const __global half *)keys + block * HW * 32);        \
         const __global uint4 *v_from = (const __global uint4 *)((const __global half *)values + block * 32 * PADDED);  \
-        const uint to = tile_at + (buffer)*16 * KV_PIECES, v_to = to + 64 * HW;                                        \
+        const LocalAddress to = tile_at + (buffer)*16 * KV_PIECES, v_to = to + 64 * HW;                                        \
         for (int i = me; i < 4 * HW; i += THREADS)                                                                     \
             copy_to_local(to + 16 * MMA_PIECE(i / 4, i % 4), k_from + i);                                              \
         for (int i = me; i < 32 * (PADDED / 8); i += THREADS) /* behind `last` there may be no numbers at all */       \
@@ -30,19 +30,20 @@ __kernel __attribute__((reqd_work_group_size(THREADS, 1, 1))) void A(attend_mma)
     int heads, int kv_heads, int window, float scale, float softcap)
 {
     __local uint4 kv_tile[2 * KV_PIECES];
+    TENSOR_SPACE(THREADS)
     const int me = get_local_id(0), warp = me / 32, lane = me % 32, head = get_group_id(0) * TILE_HEADS;
     const __global int *tile = in + in[IN_AT_TILES] + 4 * get_group_id(1); // first row, rows, its position, step to the next's
     const int row = tile[0], queries = tile[1] * TILE_HEADS, row_position = tile[2], row_step = tile[3];
     const int last = row_position + (tile[1] - 1) * row_step + 1;
     const int kv_head = head / (heads / kv_heads), sequence = in[in[IN_AT_SEQUENCES] + row];
     const __global int *table = in + in[IN_AT_BLOCKS] + (long)sequence * in[IN_MAX_BLOCKS];
-    const uint tile_at = local_address(kv_tile);
+    const LocalAddress tile_at = local_address(kv_tile);
     const int matrix = lane / 8, line = lane % 8, pair = lane % 4 * 2;
     int query[2], at[2];
     uint4 q[HEAD_STEPS];
     {
         const __global float *from[2];
-        _Pragma("unroll") for (int h = 0; h < 2; h++)
+        UNROLLED for (int h = 0; h < 2; h++)
         {
             query[h] = 16 * warp + 8 * h + lane / 4;
             at[h] = row_position + query[h] / TILE_HEADS * row_step;
@@ -50,7 +51,7 @@ __kernel __attribute__((reqd_work_group_size(THREADS, 1, 1))) void A(attend_mma)
             from[h] = FLOATS_IN(q_buffer, q_at)
                       + ((long)(row + here / TILE_HEADS) * heads + head + here % TILE_HEADS) * HW + pair;
         }
-        _Pragma("unroll") for (int s = 0; s < HEAD_STEPS; s++)
+        UNROLLED for (int s = 0; s < HEAD_STEPS; s++)
         {
             q[s].x = two_halves(from[0][16 * s] * scale, from[0][16 * s + 1] * scale);
             q[s].y = two_halves(from[1][16 * s] * scale, from[1][16 * s + 1] * scale);
@@ -59,7 +60,7 @@ __kernel __attribute__((reqd_work_group_size(THREADS, 1, 1))) void A(attend_mma)
         }
     }
     float4 acc[VALUE_TILES];
-    _Pragma("unroll") for (int j = 0; j < VALUE_TILES; j++) acc[j] = (float4)(0.0f);
+    UNROLLED for (int j = 0; j < VALUE_TILES; j++) acc[j] = (float4)(0.0f);
     float best[2] = {-INFINITY, -INFINITY}, total[2] = {0.0f, 0.0f};
     const int first = window ? max(0, row_position - window + 1) / 32 * 32 : 0;
     COPY_BLOCK(first, 0)
@@ -70,12 +71,12 @@ __kernel __attribute__((reqd_work_group_size(THREADS, 1, 1))) void A(attend_mma)
         end_copies();
         wait_for_copies_but_one();
         barrier(CLK_LOCAL_MEM_FENCE);
-        const uint k_from = tile_at + buffer * 16 * KV_PIECES, v_from = k_from + 64 * HW;
+        const LocalAddress k_from = tile_at + buffer * 16 * KV_PIECES, v_from = k_from + 64 * HW;
         float4 s[4];
-        _Pragma("unroll") for (int j = 0; j < 4; j++) s[j] = (float4)(0.0f);
-        _Pragma("unroll") for (int step = 0; step < HEAD_STEPS; step++)
+        UNROLLED for (int j = 0; j < 4; j++) s[j] = (float4)(0.0f);
+        UNROLLED for (int step = 0; step < HEAD_STEPS; step++)
         {
-            _Pragma("unroll") for (int j = 0; j < 2; j++)
+            UNROLLED for (int j = 0; j < 2; j++)
             {
                 const int d = 16 * step + matrix % 2 * 8 + line;
                 const uint4 k = load_fragments_transposed(k_from + 16 * MMA_PIECE(d, 2 * j + matrix / 2));
@@ -84,11 +85,11 @@ __kernel __attribute__((reqd_work_group_size(THREADS, 1, 1))) void A(attend_mma)
             }
         }
         float most[2] = {-INFINITY, -INFINITY};
-        _Pragma("unroll") for (int j = 0; j < 4; j++)
+        UNROLLED for (int j = 0; j < 4; j++)
         {
             const int position = start + 8 * j + pair;
             float score[4] = {s[j].x, s[j].y, s[j].z, s[j].w};
-            _Pragma("unroll") for (int i = 0; i < 4; i++)
+            UNROLLED for (int i = 0; i < 4; i++)
             {
                 const int p = position + i % 2, mine = at[i / 2];
                 const float capped = softcap > 0.0f ? softcap * tanh(score[i] / softcap) : score[i];
@@ -98,7 +99,7 @@ __kernel __attribute__((reqd_work_group_size(THREADS, 1, 1))) void A(attend_mma)
             s[j] = (float4)(score[0], score[1], score[2], score[3]);
         }
         float base[2];
-        _Pragma("unroll") for (int h = 0; h < 2; h++)
+        UNROLLED for (int h = 0; h < 2; h++)
         {
             most[h] = fmax(most[h], of_neighbour(most[h], 1));
             most[h] = fmax(most[h], of_neighbour(most[h], 2));
@@ -107,7 +108,7 @@ __kernel __attribute__((reqd_work_group_size(THREADS, 1, 1))) void A(attend_mma)
             const float shrink = exp(best[h] - base[h]);
             best[h] = now;
             total[h] *= shrink;
-            _Pragma("unroll") for (int j = 0; j < VALUE_TILES; j++)
+            UNROLLED for (int j = 0; j < VALUE_TILES; j++)
             {
                 if (h == 0)
                     acc[j].x *= shrink, acc[j].y *= shrink;
@@ -115,10 +116,10 @@ __kernel __attribute__((reqd_work_group_size(THREADS, 1, 1))) void A(attend_mma)
                     acc[j].z *= shrink, acc[j].w *= shrink;
             }
         }
-        _Pragma("unroll") for (int step = 0; step < 2; step++)
+        UNROLLED for (int step = 0; step < 2; step++)
         {
             uint p[4];
-            _Pragma("unroll") for (int j = 0; j < 2; j++)
+            UNROLLED for (int j = 0; j < 2; j++)
             {
                 const float4 e = s[2 * step + j];
                 const float a = exp(e.x - base[0]), b = exp(e.y - base[0]), c = exp(e.z - base[1]), d = exp(e.w - base[1]);
@@ -128,7 +129,7 @@ __kernel __attribute__((reqd_work_group_size(THREADS, 1, 1))) void A(attend_mma)
                 p[2 * j + 1] = two_halves(c, d);
             }
             const uint4 weights = (uint4)(p[0], p[1], p[2], p[3]);
-            _Pragma("unroll") for (int j = 0; j < VALUE_TILES / 2; j++)
+            UNROLLED for (int j = 0; j < VALUE_TILES / 2; j++)
             {
                 const int x = 16 * step + matrix % 2 * 8 + line;
                 const uint4 v = load_fragments_transposed(v_from + 16 * V_PIECE(x, 2 * j + matrix / 2));
@@ -138,7 +139,7 @@ __kernel __attribute__((reqd_work_group_size(THREADS, 1, 1))) void A(attend_mma)
         }
         barrier(CLK_LOCAL_MEM_FENCE);
     }
-    _Pragma("unroll") for (int h = 0; h < 2; h++)
+    UNROLLED for (int h = 0; h < 2; h++)
     {
         total[h] += of_neighbour(total[h], 1);
         total[h] += of_neighbour(total[h], 2);
@@ -147,7 +148,7 @@ __kernel __attribute__((reqd_work_group_size(THREADS, 1, 1))) void A(attend_mma)
             const float factor = A(mean_factor)(best[h], total[h], sinks, sinks_at, my_head);
             __global float *to =
                 FLOATS(out_buffer, out_at) + ((long)(row + query[h] / TILE_HEADS) * heads + my_head) * VW;
-            _Pragma("unroll") for (int j = 0; j < VALUE_TILES; j++)
+            UNROLLED for (int j = 0; j < VALUE_TILES; j++)
             {
                 const int d = 8 * j + pair;
                 if (d < VW)

@@ -2,22 +2,30 @@
 // work-group, and no more work-groups than run at once: each walks through the phases, takes its share of the places in
 // them, and waits until all have done theirs. `in` has a word that counts who has come that far.
 
+// Looks for who is still to come, some seconds at least. Should they not run at the same time after all, everybody goes
+// on, and what comes out is wrong: the host compares a step with the kernels of longer ones before it trusts this.
+#define MOST_LOOKS (1 << 23)
+
 // NVIDIA's fences are written out: what others have written before they came is seen by all work-items after this.
 static inline void wait_for_all(volatile __global int *arrived, int target)
 {
     barrier(CLK_LOCAL_MEM_FENCE | CLK_GLOBAL_MEM_FENCE);
     if (get_local_id(0) == 0) {
 #ifdef REALM_SIMT_DP4A
-        int now;
+        int now, looks = 0;
         __asm__ volatile("red.release.gpu.global.add.s32 [%0], 1;" : : "l"(arrived) : "memory");
         do
             __asm__ volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(now) : "l"(arrived) : "memory");
-        while (now < target);
+        while (now < target && looks++ < MOST_LOOKS);
+        if (now < target)
+            atomic_add(arrived, 1 << 30);
 #else
         mem_fence(CLK_GLOBAL_MEM_FENCE);
         atomic_inc(arrived);
-        while (atomic_add(arrived, 0) < target)
+        for (int looks = 0; atomic_add(arrived, 0) < target && looks < MOST_LOOKS; looks++)
             ;
+        if (atomic_add(arrived, 0) < target)
+            atomic_add(arrived, 1 << 30);
         mem_fence(CLK_GLOBAL_MEM_FENCE);
 #endif
     }

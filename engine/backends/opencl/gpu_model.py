@@ -17,17 +17,16 @@ from engine.api import DeviceInfo
 from engine.backends.opencl.formats import FORMATS
 from engine.backends.opencl.gpu_adapters import GpuAdapters
 from engine.backends.opencl.gpu_batch import (
-    ARRIVED_WORD,
     MAX_ROPES,
     PARTIAL_SLOTS,
     fill_input,
     input_words,
     split_slots,
 )
-from engine.backends.opencl.gpu_plan import MATVEC_ROWS, MOST_SLICES, Located, Plan, Sizes
-from engine.backends.opencl.gpu_source import HeadShape, KernelSizes, simt_source
-from engine.backends.opencl.gpu_step import StepTable, can_run, takes
-from engine.backends.opencl.gpu_variants import dot_variant, has_tensor_cores
+from engine.backends.opencl.gpu_plan import MATVEC_ROWS, MOST_SLICES, Plan, Sizes
+from engine.backends.opencl.gpu_source import STEP_THREADS, HeadShape, KernelSizes, simt_source
+from engine.backends.opencl.gpu_step import WholeSteps, addresses, can_run, step_table, takes
+from engine.backends.opencl.gpu_variants import dot_variant, tensor_variant
 from engine.backends.opencl.kv_blocks import KV_LAYOUT, read_blocks, write_blocks
 from engine.backends.opencl.lowering import Buffer, Cache, Place, Program, lower, padded16
 from engine.backends.opencl.platforms import devices
@@ -77,7 +76,7 @@ class GpuModel:
         self._bandwidth: float | None = None
         self._turn = 0  # which of two inputs the next step writes
         self._buffers: list[Any] = []
-        self._whole: dict[bool, Any] = {}
+        self._whole: WholeSteps | None = None
         self._weights = DeviceWeights(file, self._on, graph, on_gpu=True)
         names = self._weights.format_names()
         is_float = {name: FORMATS[name].is_float for name in names}
@@ -101,6 +100,7 @@ class GpuModel:
             progress("compiling", 1.0, ", ".join(names))
             self._weights.load(progress, cancelled)
             self._plan = self._allocate()
+            self._try_whole_step()
             if not cancelled():
                 progress("measuring", 0.0, "read bandwidth")
                 self._bandwidth = self._measure_bandwidth()
@@ -229,8 +229,7 @@ class GpuModel:
                 at = self._program.given.offset * self.max_rows
                 cl.enqueue_copy(queue, self._scratch, np.ascontiguousarray(given), dst_offset=at, is_blocking=True)
             if self._whole and takes(counts):
-                together = self._work.kernels.step * self._on.runs_together
-                cl.enqueue_nd_range_kernel(queue, self._whole[hidden], (together,), (self._work.kernels.step,))
+                self._whole.enqueue(hidden=hidden)
             else:
                 for launch in self._plan.launches(counts, hidden=hidden):
                     sizes = launch.sizes(counts)
@@ -291,11 +290,12 @@ class GpuModel:
         import pyopencl as cl
 
         experts = any(step.kind == "experts" for phase in self._program.phases for step in phase)
-        tensor_cores = not experts and has_tensor_cores(self._on)  # kernels for experts take rows of integers
-        whole_steps = can_run(self._program) and self._on.runs_together > 0
+        tensors = None if experts else tensor_variant(self._on)  # kernels for experts take rows of integers
+        whole_steps = can_run(self._program, self._on)
         sizes = KernelSizes.of(int(self._on.handle.max_work_group_size), whole_steps=whole_steps)
-        source = simt_source(names, self._shapes, sizes, experts=experts, tensor_cores=tensor_cores)
-        self._kernels = self._on.build(source, list(dot_variant(self._on).options))
+        source = simt_source(names, self._shapes, sizes, experts=experts, tensor_cores=tensors is not None)
+        options = [*dot_variant(self._on).options, *(tensors.options if tensors else ())]
+        self._kernels = self._on.build(source, options)
 
         def most_slices(name: str) -> int:
             query = cl.kernel_work_group_info.WORK_GROUP_SIZE
@@ -305,7 +305,7 @@ class GpuModel:
             return int(min(MOST_SLICES, *(limit // 16 for limit in limits)))
 
         slices = {name: most_slices(name) for name in names}
-        self._work = Sizes(sizes, self.max_rows, slices, ITEMS_PER_UNIT * self._on.workers, tensor_cores)
+        self._work = Sizes(sizes, self.max_rows, slices, ITEMS_PER_UNIT * self._on.workers, tensors is not None)
 
     def _allocate(self) -> Plan:
         """Reserves the model's memory and binds kernels to it."""
@@ -348,49 +348,33 @@ class GpuModel:
             adapters=lambda: (self._adapters.buffer, self._adapters.t),
         )
         if self._work.kernels.step:
-            self._whole = self._bind_whole_steps(plan, locate, partials)
+            table = step_table(
+                self._program,
+                types=self._weights.format_names(),
+                shapes=self._shapes,
+                slices=lambda step: plan.slices([step]),
+                address=addresses(self._on, self._kernels, locate),
+            )
+            whole = WholeSteps(self._on, self._kernels, table, self._in, partials)
+            self._buffers += whole.buffers
+            self._whole = whole if whole.most_threads >= STEP_THREADS else None
         return plan
 
-    def _bind_whole_steps(self, plan: Plan, locate: Callable[[Place], Located], partials: Any) -> dict[bool, Any]:
-        """The kernel of steps of one row; by whether it ends at the program's `hidden`."""
-        import pyopencl as cl
-
-        queue, flags = self._on.queue, cl.mem_flags
-        begins: dict[int, int] = {}  # buffers by their handles -> device addresses
-        found = cl.Buffer(self._on.context, flags.WRITE_ONLY, 8)
-        find = cl.Kernel(self._kernels, "address_of")
-
-        def address(place: Place) -> int:
-            buffer, offset = locate(place)
-            if offset < 0:
-                return 0
-            if buffer.int_ptr not in begins:
-                out = np.zeros(1, np.uint64)
-                find.set_args(buffer, found)
-                cl.enqueue_nd_range_kernel(queue, find, (1,), (1,))
-                cl.enqueue_copy(queue, out, found, is_blocking=True)
-                begins[buffer.int_ptr] = int(out[0])
-            return begins[buffer.int_ptr] + offset
-
-        table = StepTable(
-            self._program,
-            types=self._weights.format_names(),
-            shapes=self._shapes,
-            slices=lambda step: plan.slices([step]),
-            address=address,
+    def _try_whole_step(self) -> None:
+        """Keeps to a step as one kernel only if it comes to the bits of the same step kernel by kernel, here and now."""
+        if self._whole is None or self._on.is_cpu:
+            return
+        batch = Batch(
+            tokens=np.zeros(1, np.int32),
+            positions=np.zeros(1, np.int32),
+            sequences=np.zeros(1, np.int32),
+            block_tables=np.zeros((1, 1), np.int32),
+            logit_rows=np.zeros(1, np.int32),
         )
-        found.release()
-        readable = flags.READ_ONLY | flags.COPY_HOST_PTR
-        ops, phases = (cl.Buffer(self._on.context, readable, hostbuf=a) for a in (table.ops, table.phases))
-        self._buffers += [ops, phases]
-        arrived = self._in.get_sub_region(4 * ARRIVED_WORD, 128)
-        self._buffers.append(arrived)
-        kernels = {}
-        for hidden in (False, True):
-            kernel = cl.Kernel(self._kernels, "run_step")
-            kernel.set_args(self._in, arrived, ops, phases, np.int32(table.n_phases(hidden=hidden)), partials)
-            kernels[hidden] = kernel
-        return kernels
+        at_once = self.forward(batch).copy()
+        whole, self._whole = self._whole, None
+        if np.array_equal(at_once, self.forward(batch), equal_nan=True):
+            self._whole = whole
 
     def _rebind_adapters(self) -> None:
         self._plan.rebind_adapters()

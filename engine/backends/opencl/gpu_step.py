@@ -7,15 +7,17 @@ the phases of the lowered program instead and wait for each other between them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.backends.opencl.formats import FORMATS, GROUP
-from engine.backends.opencl.gpu_batch import COMBINES_WORD, LOGIT_ROWS_WORD, SINGLES_WORD, Counts
+from engine.backends.opencl.gpu_batch import ARRIVED_WORD, COMBINES_WORD, LOGIT_ROWS_WORD, SINGLES_WORD, Counts
 from engine.backends.opencl.gpu_source import STEP_THREADS, HeadShape
 from engine.backends.opencl.lowering import Place, Program, Step
+from engine.backends.opencl.platforms import Device
 
 OP = np.dtype(
     [
@@ -37,88 +39,158 @@ ONCE = -1
 """In place of the word of the input that counts how often an operation's places come."""
 
 
-def can_run(program: Program) -> bool:
-    """Whether the program has only operations that the kernel knows."""
+LOCAL_BYTES = 48 << 10
+"""Local memory that the kernel takes at most."""
+
+
+def can_run(program: Program, device: Device) -> bool:
+    """Whether the program has only operations that the kernel knows, and the device room and work-groups for it."""
     kinds = {step.kind for phase in program.phases for step in phase}
-    return kinds <= {*KINDS, "lora"} and program.causal
-
-
-class StepTable:
-    """The operations of a program for one row, without those of adapters."""
-
-    def __init__(
-        self,
-        program: Program,
-        *,
-        types: Sequence[str],
-        shapes: Sequence[HeadShape],
-        slices: Callable[[Step], int],
-        address: Callable[[Place], int],
-    ) -> None:
-        """types, shapes: as the kernel numbers them. slices: how many work-items share a row of a product's weights.
-        address: where a place lies in device memory; 0 for None."""
-        self._types, self._shapes, self._slices, self._address = list(types), list(shapes), slices, address
-        ops, starts, hidden = [], [0], 0
-        for index, phase in enumerate(program.phases):
-            if phase[0].kind != "lora":
-                ops += [self._op(step) for step in phase]
-                starts.append(len(ops))
-            if index < program.hidden_phases:
-                hidden = len(starts) - 1
-        self.ops: NDArray[Any] = np.array(ops, OP)
-        self.phases = np.array(starts, np.int32)
-        self.hidden_phases = hidden
-
-    def n_phases(self, *, hidden: bool) -> int:
-        return self.hidden_phases if hidden else len(self.phases) - 1
-
-    def _op(self, step: Step) -> tuple[Any, ...]:
-        places = list(step.places)
-        kind, tiles, times = step.kind, 1, LOGIT_ROWS_WORD if step.logit_rows else ONCE
-        n, type_, slices, slice_ = step.n, 0, 1, 1
-        if kind == "embed":
-            type_ = self._types.index(step.type)
-            n = step.k if FORMATS[step.type].is_float else step.k // 32
-            tiles = -(-n // STEP_THREADS)
-        elif kind == "prepare":
-            x, second, quantised, plain, bias = places
-            places = [x, second, quantised, plain, bias]
-            n = -(-step.k // (4 * STEP_THREADS))
-            tiles = n * step.heads
-        elif kind == "matmul":
-            weight, x, out, bias, residual = places
-            places = [x, weight, out, bias, residual]
-            type_, slices = self._types.index(step.type), self._slices(step)
-            slice_ = -(-step.k // (32 * slices))
-            groups = -(-step.n // GROUP)
-            tiles = -(-groups // (STEP_THREADS // GROUP // slices))
-        elif kind == "store_kv":
-            items = max((step.heads + step.kv_heads) * step.head_width // 2, step.kv_heads * step.value_width)
-            tiles = -(-items // STEP_THREADS)
-        elif kind in ("attend", "combine"):
-            shape = HeadShape.of(step.heads, step.kv_heads, step.head_width, step.value_width)
-            type_ = self._shapes.index(shape)
-            if kind == "attend":
-                q, keys, values, out, _, sinks = places
-                tiles, times = step.heads // shape.single_heads, SINGLES_WORD
-            else:
-                _, out, sinks = places
-                q = keys = values = None
-                tiles, times = -(-step.heads * step.value_width // STEP_THREADS), COMBINES_WORD
-            places = [q, keys, values, out, sinks]
-        elif kind == "add":
-            tiles = -(-step.k // STEP_THREADS)
-        else:
-            tiles = -(-step.heads * step.k // STEP_THREADS)
-        addresses = [self._address(place) for place in places]
-        return (
-            KINDS.index(kind), type_, tiles, times, n, step.k, step.heads, step.kv_heads, step.head_width,
-            step.value_width, step.how, step.act, int(step.gather), step.used, step.table, step.start, step.window,
-            slices, slice_, step.out_stride, step.epsilon, step.cap, step.scale, 0,
-            addresses + [0] * (8 - len(addresses)),
-        )  # fmt: skip
+    fits = device.is_cpu or int(device.handle.local_mem_size) >= LOCAL_BYTES
+    return kinds <= {*KINDS, "lora"} and program.causal and device.runs_together > 0 and fits
 
 
 def takes(counts: Counts) -> bool:
     """Whether one kernel can run a step with so much to do."""
     return counts.rows == 1 and counts.logit_rows <= 1 and counts.tiles == 0 and counts.lora.units == 0
+
+
+@dataclass(frozen=True)
+class StepTable:
+    """The operations of a program for one row, without those of adapters. phases: where each begins, and the end.
+    hidden_phases: as many lead to the program's `hidden`."""
+
+    ops: NDArray[Any]
+    phases: NDArray[np.int32]
+    hidden_phases: int
+
+
+def step_table(
+    program: Program,
+    *,
+    types: Sequence[str],
+    shapes: Sequence[HeadShape],
+    slices: Callable[[Step], int],
+    address: Callable[[Place], int],
+) -> StepTable:
+    """types, shapes: as the kernel numbers them. slices: how many work-items share a row of a product's weights.
+    address: where a place lies in device memory; 0 for None."""
+    ops, starts, hidden = [], [0], 0
+    for index, phase in enumerate(program.phases):
+        if phase[0].kind != "lora":
+            ops += [_operation(step, list(types), list(shapes), slices, address) for step in phase]
+            starts.append(len(ops))
+        if index < program.hidden_phases:
+            hidden = len(starts) - 1
+    return StepTable(np.array(ops, OP), np.array(starts, np.int32), hidden)
+
+
+def _operation(
+    step: Step,
+    types: list[str],
+    shapes: list[HeadShape],
+    slices_of: Callable[[Step], int],
+    address: Callable[[Place], int],
+) -> tuple[Any, ...]:
+    places = list(step.places)
+    kind, tiles, times = step.kind, 1, LOGIT_ROWS_WORD if step.logit_rows else ONCE
+    n, type_, slices, slice_ = step.n, 0, 1, 1
+    if kind == "embed":
+        type_ = types.index(step.type)
+        n = step.k if FORMATS[step.type].is_float else step.k // 32
+        tiles = -(-n // STEP_THREADS)
+    elif kind == "prepare":
+        x, second, quantised, plain, bias = places
+        places = [x, second, quantised, plain, bias]
+        n = -(-step.k // (4 * STEP_THREADS))
+        tiles = n * step.heads
+    elif kind == "matmul":
+        weight, x, out, bias, residual = places
+        places = [x, weight, out, bias, residual]
+        type_, slices = types.index(step.type), slices_of(step)
+        slice_ = -(-step.k // (32 * slices))
+        groups = -(-step.n // GROUP)
+        tiles = -(-groups // (STEP_THREADS // GROUP // slices))
+    elif kind == "store_kv":
+        items = max((step.heads + step.kv_heads) * step.head_width // 2, step.kv_heads * step.value_width)
+        tiles = -(-items // STEP_THREADS)
+    elif kind in ("attend", "combine"):
+        shape = HeadShape.of(step.heads, step.kv_heads, step.head_width, step.value_width)
+        type_ = shapes.index(shape)
+        if kind == "attend":
+            q, keys, values, out, _, sinks = places
+            tiles, times = step.heads // shape.single_heads, SINGLES_WORD
+        else:
+            _, out, sinks = places
+            q = keys = values = None
+            tiles, times = -(-step.heads * step.value_width // STEP_THREADS), COMBINES_WORD
+        places = [q, keys, values, out, sinks]
+    elif kind == "add":
+        tiles = -(-step.k // STEP_THREADS)
+    else:
+        tiles = -(-step.heads * step.k // STEP_THREADS)
+    addresses = [address(place) for place in places]
+    return (
+        KINDS.index(kind), type_, tiles, times, n, step.k, step.heads, step.kv_heads, step.head_width,
+        step.value_width, step.how, step.act, int(step.gather), step.used, step.table, step.start, step.window,
+        slices, slice_, step.out_stride, step.epsilon, step.cap, step.scale, 0,
+        addresses + [0] * (8 - len(addresses)),
+    )  # fmt: skip
+
+
+def addresses(device: Device, kernels: Any, locate: Callable[[Place], tuple[Any, int]]) -> Callable[[Place], int]:
+    """Where places lie in device memory, as the device itself says. locate: their buffers, and offsets in them."""
+    import pyopencl as cl
+
+    begins: dict[int, int] = {}  # by the buffers' handles
+    found = cl.Buffer(device.context, cl.mem_flags.WRITE_ONLY, 8)
+    find = cl.Kernel(kernels, "address_of")
+
+    def address(place: Place) -> int:
+        buffer, offset = locate(place)
+        if offset < 0:
+            return 0
+        if buffer.int_ptr not in begins:
+            out = np.zeros(1, np.uint64)
+            find.set_args(buffer, found)
+            cl.enqueue_nd_range_kernel(device.queue, find, (1,), (1,))
+            cl.enqueue_copy(device.queue, out, found, is_blocking=True)
+            begins[buffer.int_ptr] = int(out[0])
+        return begins[buffer.int_ptr] + offset
+
+    return address
+
+
+class WholeSteps:
+    """The kernel of steps of one row, bound to a table. buffers: what it has allocated, for its owner to release."""
+
+    def __init__(self, device: Device, kernels: Any, table: StepTable, inputs: Any, partials: Any) -> None:
+        import pyopencl as cl
+
+        self._device = device
+        readable = cl.mem_flags.READ_ONLY | cl.mem_flags.COPY_HOST_PTR
+        ops, phases = (cl.Buffer(device.context, readable, hostbuf=a) for a in (table.ops, table.phases))
+        arrived = inputs.get_sub_region(4 * ARRIVED_WORD, 128)
+        self.buffers = [ops, phases, arrived]
+        self._kernels = {}
+        for hidden, n_phases in ((False, len(table.phases) - 1), (True, table.hidden_phases)):
+            kernel = cl.Kernel(kernels, "run_step")
+            kernel.set_args(inputs, arrived, ops, phases, np.int32(n_phases), partials)
+            self._kernels[hidden] = kernel
+
+    @property
+    def most_threads(self) -> int:
+        """Work-items that the device takes in a work-group of the kernel."""
+        import pyopencl as cl
+
+        limit: Any = self._kernels[False].get_work_group_info(
+            cl.kernel_work_group_info.WORK_GROUP_SIZE, self._device.handle
+        )
+        return int(limit)
+
+    def enqueue(self, *, hidden: bool) -> None:
+        """Runs the step that was written to the input; hidden: only as far as the program's `hidden`."""
+        import pyopencl as cl
+
+        items = STEP_THREADS * self._device.runs_together
+        cl.enqueue_nd_range_kernel(self._device.queue, self._kernels[hidden], (items,), (STEP_THREADS,))

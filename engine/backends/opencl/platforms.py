@@ -101,14 +101,24 @@ class Device:
         return "persistent" if self.is_cpu and os.environ.get("REALM_EXECUTOR") != "gpu" else "simt"
 
     @property
+    def is_nvidia(self) -> bool:
+        return not self.is_cpu and "nvidia" in f"{self.handle.vendor} {self.handle.platform.vendor}".lower()
+
+    @property
     def runs_together(self) -> int:
         """Work-groups that surely run at the same time, so that they may wait for each other; 0 where nobody knows.
 
-        NVIDIA's run as many as there are compute units at least. A lone one waits for nobody: so it is tested.
+        NVIDIA's from Volta on run one for each compute unit at least. A lone one waits for nobody: so it is tested.
         """
+        import pyopencl as cl
+
         if self.is_cpu:
             return 1
-        return self.workers if "nvidia" in f"{self.handle.vendor} {self.handle.platform.vendor}".lower() else 0
+        try:
+            major = int(self.handle.get_info(cl.device_info.COMPUTE_CAPABILITY_MAJOR_NV)) if self.is_nvidia else 0
+        except cl.Error:
+            major = 0
+        return self.workers if major >= 7 else 0
 
     @property
     def free_memory_bytes(self) -> int:
