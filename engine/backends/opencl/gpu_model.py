@@ -361,7 +361,7 @@ class GpuModel:
         return plan
 
     def _try_whole_step(self) -> None:
-        """Keeps to a step as one kernel only if it comes to the bits of the same step kernel by kernel, here and now."""
+        """Keeps to a step as one kernel only if it comes to the bits of the same step kernel by kernel, here."""
         if self._whole is None or self._on.is_cpu:
             return
         batch = Batch(

@@ -305,9 +305,10 @@ def describe(device: Device) -> DeviceInfo:
         if device.executor == "persistent":
             variants = ("persistent", *(v.name for v in device.variants))
         else:
-            from engine.backends.opencl.gpu_variants import dot_variant
+            from engine.backends.opencl.gpu_variants import dot_variant, tensor_variant
 
-            variants = ("simt", dot_variant(device).name)
+            tensors = tensor_variant(device)
+            variants = ("simt", dot_variant(device).name, *((tensors.name,) if tensors else ()))
     except DeviceError as error:
         problem = str(error)
     return DeviceInfo(
