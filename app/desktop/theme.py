@@ -184,11 +184,12 @@ class Themes(QObject):
         self._app = app
         self._choice = "system"
         self.current = LIGHT
+        self._applied = False
         font = ui_font()
-        app.setFont(font)
-        info = QFontInfo(font)
         # Reading size: a little above the desktop's own text.
-        self.ui_px = max(13, info.pixelSize())
+        self.ui_px = max(13, QFontInfo(font).pixelSize())
+        font.setPixelSize(self.ui_px)
+        app.setFont(font)
         self.body_px = self.ui_px + 2
         self.small_px = max(11, self.ui_px - 1)
         self.body_font = QFont(font)
@@ -224,7 +225,12 @@ class Themes(QObject):
 
     def _apply(self) -> None:
         dark = self._choice == "dark" or (self._choice == "system" and system_is_dark())
-        self.current = DARK if dark else LIGHT
+        theme = DARK if dark else LIGHT
+        if theme is self.current and self._applied:
+            return
+        self.current, self._applied = theme, True
+        # Under a style sheet a new palette costs as much again as the sheet, so the old one goes first.
+        self._app.setStyleSheet("")
         self._app.setPalette(palette(self.current))
         self._app.setStyleSheet(style_sheet(self.current, self.ui_px, self.small_px))
         self.changed.emit()
