@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from engine.api import GenerateRequest, LoadOptions, SamplingParams
+from engine.api import Finished, GenerateRequest, LoadOptions, SamplingParams
 from engine.engine import Engine
 from engine.stream import Stream
 from tests.engine.generation import generate
@@ -71,6 +72,20 @@ def test_greedy_answers_follow_the_reference(running: Engine, reference: dict[st
         streams = again
     assert not wrong
     assert running.status().active_requests == 0
+
+
+def test_other_threads_get_on_during_a_step(running: Engine) -> None:
+    """The window's thread is one of them: a step that keeps Python's lock holds it up."""
+    info = running.status().model
+    assert info is not None
+    if info.device.id == "numpy":
+        pytest.skip("its steps are many short calls")
+    stream = running.submit(GenerateRequest(prompt_tokens=[*range(300, 780)], max_tokens=1))
+    begin, turns = time.perf_counter(), 0
+    while not any(isinstance(event, Finished) for event in stream.poll()):
+        time.sleep(0.001)
+        turns += 1
+    assert turns > 100 * (time.perf_counter() - begin)
 
 
 def test_a_seeded_answer_is_the_same_again(running: Engine) -> None:

@@ -37,9 +37,12 @@ def read_blocks(queue: Any, caches: Sequence[tuple[Any, int]], blocks: Sequence[
                 data[:, columns] = content[np.asarray(blocks, np.intp)]
             continue
         piece = np.empty((len(blocks), size), np.uint8)
-        for at, first, count in _runs(blocks):
+        copies = [  # kept, for an event that is given up waits with Python's lock in its hands
             cl.enqueue_copy(queue, piece[at : at + count], buffer, src_offset=first * size, is_blocking=False)
+            for at, first, count in _runs(blocks)
+        ]
         queue.finish()
+        del copies
         data[:, columns] = piece
     return data
 
@@ -59,9 +62,12 @@ def write_blocks(
                 content[np.asarray(blocks, np.intp)] = data[:, columns]
             continue
         piece = np.ascontiguousarray(data[:, columns])
-        for at, first, count in _runs(blocks):
+        copies = [
             cl.enqueue_copy(queue, buffer, piece[at : at + count], dst_offset=first * size, is_blocking=False)
+            for at, first, count in _runs(blocks)
+        ]
         queue.finish()
+        del copies
 
 
 @contextmanager
