@@ -1,7 +1,7 @@
 """Measures Realm beside llama.cpp and beside what memory allows; `make bench`.
 
-    python -m tests.tools.performance [MODEL ...] [--peer PYTHON] [--kernels] [--lora] [--drafts]
-        [--write docs/performance.md]
+    python -m tests.tools.performance [MODEL ...] [--peer PYTHON] [--kernels] [--startup] [--contexts] [--lora]
+        [--drafts] [--streams N] [--write docs/performance.md]
 
 MODEL: GGUF files; the starter model where none is given. --peer (or REALM_PEER_PYTHON): a Python that has llama_cpp;
 without one only Realm is measured. Runs alternate, Realm and the peer by turns, each in a process that stays loaded;
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from engine.measure.kernels import FIRST_TYPES
 from engine.quantize import plan_quantisation, quantize_file
 from tests.tools.bench_records import Change, Setting, compare_and_record, processor_name
 from tests.tools.long_contexts import contexts_page
+from tests.tools.startup import startup_page
 
 
 class Ours:
@@ -306,6 +308,10 @@ def _recorded(results: list[Result], kernels: list[KernelTime], device: DeviceIn
     return changes
 
 
+def _streams_page(path: Path, device: str, streams: int) -> str:
+    return f"## Many streams\n\n```\n{text_of(measure_streams(str(path), device, streams, 128, 1))}\n```\n"
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", type=Path)
@@ -315,6 +321,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("-r", "--repetitions", type=int, default=5)
     parser.add_argument("--decode-at", type=int, nargs="*", default=[1, 512])
     parser.add_argument("--kernels", action="store_true", help="time each kernel alone too")
+    parser.add_argument("--startup", action="store_true", help="measure how long starting takes too")
     parser.add_argument("--contexts", action="store_true", help="measure decoding behind long contexts too")
     parser.add_argument("--lora", action="store_true", help="measure what adapters cost too")
     parser.add_argument("--drafts", action="store_true", help="measure what guessing tokens gains too")
@@ -337,23 +344,22 @@ def main(arguments: list[str] | None = None) -> int:
         section = kernel_page(times, peaks, device)
         print("\n" + section)
         written += "\n" + section
-    if options.contexts:
-        section = contexts_page(models[0], options.device, options.repetitions)
-        print("\n" + section)
-        written += "\n" + section
-    if options.lora:
-        section = adapters_page(adapters_measured(str(models[0]), options.device, (), 16, 128, options.repetitions))
-        print("\n" + section)
-        written += "\n" + section
-    if options.drafts:
-        section = drafts_page(models[0], options.device, options.repetitions)
-        print("\n" + section)
-        written += "\n" + section
-    if options.streams:
-        measured = text_of(measure_streams(str(models[0]), options.device, options.streams, 128, 1))
-        section = f"## Many streams\n\n```\n{measured}\n```\n"
-        print("\n" + section)
-        written += "\n" + section
+    first = models[0]
+    sections: list[tuple[object, Callable[[], str]]] = [
+        (options.startup, lambda: startup_page(first, options.device, options.repetitions)),
+        (options.contexts, lambda: contexts_page(first, options.device, options.repetitions)),
+        (
+            options.lora,
+            lambda: adapters_page(adapters_measured(str(first), options.device, (), 16, 128, options.repetitions)),
+        ),
+        (options.drafts, lambda: drafts_page(first, options.device, options.repetitions)),
+        (options.streams, lambda: _streams_page(first, options.device, options.streams)),
+    ]
+    for wanted, make in sections:
+        if wanted:
+            section = make()
+            print("\n" + section)
+            written += "\n" + section
     changes = _recorded(results, times, device, options.accept)
     print("\n".join(["Since the recorded run on this machine:", *map(str, changes)]) if changes else "Recorded.")
     slower = sum(change.is_slower for change in changes)
