@@ -1,200 +1,163 @@
-// A tile's work on one block of the cache, for N query vectors at once. Included for each N up to DIRECT, which names it
-// by B(name): a loop is only unrolled, and its sums only kept in registers, where its length stands there as a number.
+// A tile's work on blocks of the cache, for N query vectors at once. Included for each N up to DIRECT, which names it by
+// B(name): a loop is only unrolled, and its sums only kept in registers, where its length stands there as a number.
 
 // Times sixteen lanes that a query's sums have at once: as many as registers hold. Sixteen lanes are two of AVX2's sixteen
 // registers and one of AVX-512's thirty-two.
 #if defined(REALM_F16_AVX512) || N < 3
-#define SPAN 2
+#define VECTORS 2
 #else
-#define SPAN 1
+#define VECTORS 1
 #endif
 
 #define EACH_QUERY _Pragma("unroll") for (int u = 0; u < N; u++)
-#define EACH_SPAN _Pragma("unroll") for (int i = 0; i < SPAN; i++)
+#define EACH_VECTOR _Pragma("unroll") for (int i = 0; i < VECTORS; i++)
 
 #if KV_TYPE == KV_F16
 
-// s[u][i] = query u times the keys of positions 16 (part + i) .. + 15 of a block, for n queries. kt: the block's keys of
-// this head; kf: the same as floats, or 0.
-static inline __attribute__((always_inline)) void B(score_part)(
-    const __private Query *q, const __global uchar *kt, const __private float *kf, int part, int head_width,
-    float16 (*s)[SPAN])
+// Scores of queries j .. j + N - 1 with the keys kt of block k of the span; kf: these keys as floats, or 0.
+static inline __attribute__((always_inline)) void B(scores)(
+    const Span *s, int j, int k, const __global uchar *kt, const __private float *kf)
 {
-    EACH_QUERY EACH_SPAN s[u][i] =
-        (float16)(0.0f);
-    _Pragma("unroll 4") for (int d = 0; d < head_width; d++) {
-        float16 k[SPAN];
-        EACH_SPAN
-        {
-            const int at = d * POSITIONS + 16 * (part + i);
-            k[i] = kf ? *(const __private float16 *)(kf + at) : load_half16(kt + 2 * at);
-        }
-        EACH_QUERY
-        {
-            const float x = q[u][d];
-            EACH_SPAN s[u][i] += k[i] * x;
-        }
-    }
-}
-
-#else
-
-// As above, for n queries.
-static inline __attribute__((always_inline)) void B(score_part)(
-    const __private Query *q, const __global uchar *kt, const __private float *kf, int part, int head_width,
-    float16 (*s)[SPAN])
-{
-    const __global half *scales = (const __global half *)(kt + code_bytes(head_width));
-    EACH_QUERY EACH_SPAN s[u][i] =
-        (float16)(0.0f);
-    for (int g = 0; 32 * g < head_width; g++) {
-        int16 acc[N][SPAN];
-        EACH_QUERY EACH_SPAN acc[u][i] =
-            (int16)(KV_TYPE == KV_Q4_0 ? -q[u].offsets[g] : 0);
-        _Pragma("unroll 4") for (int e = 0; e < CODE_BITS * 2; e++) {
-            const __global uchar *at = kt + (2 * CODE_BITS * g + e) * 2 * POSITIONS + 32 * part;
-            EACH_SPAN
+    const int head_width = s->a->head_width;
+    const __private Query *q = s->q + j;
+    for (int part = 0; part < 2; part += VECTORS) {
+        float16 sum[N][VECTORS];
+        EACH_QUERY EACH_VECTOR sum[u][i] =
+            (float16)(0.0f);
+        _Pragma("unroll 4") for (int d = 0; d < head_width; d++) {
+            float16 key[VECTORS];
+            EACH_VECTOR
             {
-                const uchar16 a = load_uchar16(at + 32 * i), b = load_uchar16(at + 32 * i + 16);
-#if KV_TYPE == KV_Q8_0
-                const short16 ka = __builtin_convertvector(__builtin_astype(a, char16), short16);
-                const short16 kb = __builtin_convertvector(__builtin_astype(b, char16), short16);
-                EACH_QUERY
-                {
-                    const int x = ((const __private int *)(q[u].codes + 32 * g))[e];
-                    acc[u][i].lo = dot_pairs(acc[u][i].lo, ka, x);
-                    acc[u][i].hi = dot_pairs(acc[u][i].hi, kb, x);
-                }
-#else
-                const short16 ka = __builtin_convertvector(a & (uchar)15, short16);
-                const short16 kb = __builtin_convertvector(b & (uchar)15, short16);
-                const short16 ka2 = __builtin_convertvector(a >> (uchar)4, short16);
-                const short16 kb2 = __builtin_convertvector(b >> (uchar)4, short16);
-                EACH_QUERY
-                {
-                    const int x = ((const __private int *)(q[u].codes + 32 * g))[2 * e];
-                    const int y = ((const __private int *)(q[u].codes + 32 * g))[2 * e + 1];
-                    acc[u][i].lo = dot_pairs(dot_pairs(acc[u][i].lo, ka, x), ka2, y);
-                    acc[u][i].hi = dot_pairs(dot_pairs(acc[u][i].hi, kb, x), kb2, y);
-                }
-#endif
-            }
-        }
-        EACH_SPAN
-        {
-            const float16 scale = load_half16(scales + g * POSITIONS + 16 * (part + i));
-            EACH_QUERY s[u][i] += to_float(acc[u][i]) * (scale * q[u].scales[g]);
-        }
-    }
-}
-
-#endif
-
-static inline __attribute__((always_inline)) void B(attend_block)(const Block *b, int j)
-{
-    const Attend *a = b->a;
-    const int vectors = padded16(a->value_width) / 16, start = b->start;
-    int at[N]; // position of the query's row
-    EACH_QUERY at[u] =
-        a->whole ? a->last - 1 : a->row_position + (j + u) / a->heads;
-    if (at[N - 1] < start || (a->window && start + POSITIONS <= at[0] - a->window + 1))
-        return; // all of it lies in these rows' future, or before their window
-    const int16 lane = (int16)(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    float p[N][POSITIONS] __attribute__((aligned(64)));
-    for (int part = 0; part < 2; part += SPAN) {
-        float16 s[N][SPAN];
-        if (b->kf)
-            B(score_part)(b->q + j, b->kt, b->kf, part, a->head_width, s);
-        else
-            B(score_part)(b->q + j, b->kt, 0, part, a->head_width, s);
-        EACH_QUERY EACH_SPAN
-            *(float16 *)(p[u] + 16 * (part + i)) = s[u][i];
-    }
-    float shrink[N];
-    EACH_QUERY
-    {
-        const int to = at[u] - start, from = a->window ? to - a->window + 1 : 0; // the lanes that the row sees
-        float16 x = *(float16 *)p[u] * a->scale, y = *(float16 *)(p[u] + 16) * a->scale;
-        if (a->softcap > 0.0f) {
-            x = activate16(ACT_SOFTCAP, x, a->softcap);
-            y = activate16(ACT_SOFTCAP, y, a->softcap);
-        }
-        if (to < POSITIONS - 1 || from > 0) {
-            x = ((lane > to) | (lane < from)) ? (float16)(-INFINITY) : x;
-            y = ((lane + 16 > to) | (lane + 16 < from)) ? (float16)(-INFINITY) : y;
-        }
-        Gathered *state = b->state + j + u;
-        const float best = state->best, most = max16(max_16(x, y)), now = best > most ? best : most;
-        const float base = now == -INFINITY ? 0.0f : now;
-        x = x == -INFINITY ? (float16)(0.0f) : exp16(x - base);
-        y = y == -INFINITY ? (float16)(0.0f) : exp16(y - base);
-        shrink[u] = best == now ? 1.0f : best == -INFINITY ? 0.0f : exp16((float16)(best - base)).s0;
-        *(float16 *)p[u] = x;
-        *(float16 *)(p[u] + 16) = y;
-        state->total = state->total * shrink[u] + sum16(x + y);
-        state->best = now;
-    }
-#if KV_TYPE == KV_F16
-#define WEIGHT(u, x) p[u][x]
-#else
-#define WEIGHT(u, x) scaled[u][x]
-    float scaled[N][POSITIONS] __attribute__((aligned(64))), offset[N];
-    const __global half *scales = (const __global half *)(b->vt + code_bytes(a->value_width));
-#endif
-    for (int d = 0; d < 16 * vectors; d += 16 * SPAN) {
-#if KV_TYPE != KV_F16
-        if (d % 32 == 0) {
-            float16 low = load_half16(scales + d), high = load_half16(scales + d + 16);
-            if (b->written < POSITIONS) { // what lies behind may be no number at all
-                low = lane >= b->written ? (float16)(0.0f) : low;
-                high = lane + 16 >= b->written ? (float16)(0.0f) : high;
+                const int at = d * POSITIONS + 16 * (part + i);
+                key[i] = kf ? *(const __private float16 *)(kf + at) : load_half16(kt + 2 * at);
             }
             EACH_QUERY
             {
-                const float16 x = *(const float16 *)p[u] * low, y = *(const float16 *)(p[u] + 16) * high;
-                *(float16 *)scaled[u] = x;
-                *(float16 *)(scaled[u] + 16) = y;
-                offset[u] = KV_TYPE == KV_Q4_0 ? -8.0f * sum16(x + y) : 0.0f;
+                const float x = q[u][d];
+                EACH_VECTOR sum[u][i] += key[i] * x;
             }
         }
-#endif
-        const int more = SPAN == 2 && d + 16 < 16 * vectors ? 16 : 0;
-        float16 o[N][SPAN];
-        EACH_QUERY
-        {
-            const __private float16 *from = b->acc + (j + u) * vectors + d / 16;
-            o[u][0] = from[0] * shrink[u];
-            if (SPAN == 2)
-                o[u][SPAN - 1] = from[more / 16] * shrink[u];
-#if KV_TYPE == KV_Q4_0
-            EACH_SPAN o[u][i] += offset[u];
-#endif
-        }
-        if (b->vf)
-            _Pragma("unroll 4") for (int x = 0; x < b->written; x++)
-                EACH_SPAN
-                {
-                    const float16 v = *(const __private float16 *)(b->vf + x * 16 * vectors + d + i * more);
-                    EACH_QUERY o[u][i] += v * WEIGHT(u, x);
-                }
-        else
-            _Pragma("unroll 4") for (int x = 0; x < b->written; x++)
-                EACH_SPAN
-                {
-                    const float16 v = value16(b->vt, a->value_width, x, d + i * more);
-                    EACH_QUERY o[u][i] += v * WEIGHT(u, x);
-                }
-        EACH_QUERY
-        {
-            __private float16 *to = b->acc + (j + u) * vectors + d / 16;
-            to[0] = o[u][0];
-            if (more)
-                to[1] = o[u][SPAN - 1];
-        }
+        EACH_QUERY EACH_VECTOR
+            *(__private float16 *)(s->p + (j + u) * SPAN + POSITIONS * k + 16 * (part + i)) = sum[u][i];
     }
-#undef WEIGHT
 }
 
-#undef SPAN
+// Adds the values vt of block k, of whose positions `written` are there, to what queries j .. j + N - 1 have gathered; vf:
+// these values as floats, or 0.
+static inline __attribute__((always_inline)) void B(values)(
+    const Span *s, int j, int k, int written, const __global uchar *vt, const __private float *vf)
+{
+    const int vectors = padded16(s->a->value_width) / 16;
+    const __private float *p = s->p + j * SPAN + POSITIONS * k;
+    for (int d = 0; d < vectors; d += VECTORS) {
+        const int more = VECTORS == 2 && d + 1 < vectors;
+        __private float16 *acc = s->acc + j * vectors + d;
+        float16 o[N][VECTORS];
+        EACH_QUERY EACH_VECTOR o[u][i] =
+            acc[u * vectors + i * more];
+        _Pragma("unroll 4") for (int x = 0; x < written; x++)
+            EACH_VECTOR
+            {
+                const int at = 16 * (x * vectors + d + i * more);
+                const float16 v = vf ? *(const __private float16 *)(vf + at) : load_half16(vt + 2 * at);
+                EACH_QUERY o[u][i] += v * p[u * SPAN + x];
+            }
+        EACH_QUERY
+        {
+            acc[u * vectors] = o[u][0];
+            if (more)
+                acc[u * vectors + 1] = o[u][VECTORS - 1];
+        }
+    }
+}
+
+#else
+
+// As above.
+static inline __attribute__((always_inline)) void B(scores)(const Span *s, int j, int k, const __global uchar *kt)
+{
+    const int head_width = s->a->head_width, factors = padded32(head_width);
+    const __global uchar *scales = kt + code_bytes(head_width);
+    const __private Query *q = s->q + j;
+    for (int part = 0; part < 2; part += VECTORS) {
+        float16 sum[N][VECTORS];
+        EACH_QUERY EACH_VECTOR sum[u][i] =
+            (float16)(0.0f);
+        for (int g = 0; 32 * g < head_width; g++) {
+            int16 dot[N][VECTORS][SUMS];
+            EACH_QUERY EACH_VECTOR
+            {
+                dot[u][i][0] = (int16)(0);
+                dot[u][i][SUMS - 1] = (int16)(-q[u].offsets[g]);
+            }
+            _Pragma("unroll") for (int e = 0; e < CODE_BITS; e++) EACH_VECTOR
+            {
+                const int16 bytes = load_int16(kt + ((g * CODE_BITS + e) * POSITIONS + 16 * (part + i)) * 4);
+#if KV_TYPE == KV_Q8_0
+                const Codes codes = codes_of(bytes);
+                EACH_QUERY dot_codes(dot[u][i], codes, four(q[u].factors, factors, 8 * g + e));
+#else
+                const Codes low = codes_of(bytes & 0x0f0f0f0f), high = codes_of((bytes >> 4) & 0x0f0f0f0f);
+                EACH_QUERY
+                {
+                    dot_codes(dot[u][i], low, four(q[u].factors, factors, 8 * g + 2 * e));
+                    dot_codes(dot[u][i], high, four(q[u].factors, factors, 8 * g + 2 * e + 1));
+                }
+#endif
+            }
+            EACH_VECTOR
+            {
+                const float16 scale = load_half16(scales + 2 * (g * POSITIONS + 16 * (part + i)));
+                EACH_QUERY sum[u][i] += to_float(dot_total(dot[u][i])) * (scale * q[u].scales[g]);
+            }
+        }
+        EACH_QUERY EACH_VECTOR
+            *(__private float16 *)(s->p + (j + u) * SPAN + POSITIONS * k + 16 * (part + i)) = sum[u][i];
+    }
+}
+
+// Adds columns 32 g .. 32 g + 31 of the values of the span, those of the first head `offset` bytes before, to what queries j .. j + N - 1 have gathered.
+static inline __attribute__((always_inline)) void B(values)(const Span *s, int j, int g, long offset)
+{
+    const int vectors = padded16(s->a->value_width) / 16, groups = padded32(s->a->value_width) / 32;
+    const __private uchar *weights = s->weights + j * 2 * SPAN;
+    for (int part = 0; part < 2; part += VECTORS) {
+        int16 dot[N][VECTORS][SUMS];
+        EACH_QUERY EACH_VECTOR
+        {
+            dot[u][i][0] = (int16)(0);
+            dot[u][i][SUMS - 1] = (int16)(-s->weight_offsets[j + u]);
+        }
+        for (int k = s->first; k < s->last; k++) {
+            if (unseen(s->a, j, N, s->start + POSITIONS * k, s->start + POSITIONS * (k + 1)))
+                continue;
+            const __global uchar *vt = s->vt[k] + offset;
+            _Pragma("unroll 2") for (int e = 0; e < POSITIONS / 4; e++)
+            {
+                Four w[N];
+                EACH_QUERY w[u] = four(weights + u * 2 * SPAN, SPAN, POSITIONS / 4 * k + e);
+#if KV_TYPE == KV_Q4_0
+                const int16 bytes = load_int16(vt + (e * groups + g) * 64);
+#endif
+                EACH_VECTOR
+                {
+#if KV_TYPE == KV_Q8_0
+                    const Codes codes = codes_of(load_int16(vt + (e * groups + g) * 128 + 64 * (part + i)));
+#else
+                    const Codes codes = codes_of((part + i ? bytes >> 4 : bytes) & 0x0f0f0f0f);
+#endif
+                    EACH_QUERY dot_codes(dot[u][i], codes, w[u]);
+                }
+            }
+        }
+        EACH_QUERY EACH_VECTOR
+            if (2 * g + part + i < vectors)
+                s->acc[(j + u) * vectors + 2 * g + part + i] += to_float(dot_total(dot[u][i])) * s->weight_scales[j + u];
+    }
+}
+
+#endif
+
+#undef VECTORS
 #undef EACH_QUERY
-#undef EACH_SPAN
+#undef EACH_VECTOR

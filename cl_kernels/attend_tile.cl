@@ -1,55 +1,153 @@
 // A tile of rows and heads over its part of the cache, and the joining of segments.
 
+// A call for queries j .. j + DIRECT - 1 of a head, or as many as there are
+#define EACH_BATCH(name, ...)                                                                                          \
+    for (int j = head * queries, end = j + queries; j < end; j += DIRECT)                                              \
+        switch (end - j) {                                                                                             \
+        case 1:                                                                                                        \
+            name##_1(s, j, __VA_ARGS__);                                                                               \
+            break;                                                                                                     \
+        case 2:                                                                                                        \
+            name##_2(s, j, __VA_ARGS__);                                                                               \
+            break;                                                                                                     \
+        case 3:                                                                                                        \
+            name##_3(s, j, __VA_ARGS__);                                                                               \
+            break;                                                                                                     \
+        default:                                                                                                       \
+            name##_4(s, j, __VA_ARGS__);                                                                               \
+        }
+
+// Asks for what is used FETCH_BYTES of the cache after the keys (or values) of block k of the span. Each of the tile's
+// heads asks for its share of that block, so that all of it is asked for in the order of its addresses: the processor then
+// goes on by itself.
+static inline void fetch_ahead(const Span *s, int head, int k, int values)
+{
+    const Attend *a = s->a;
+    const long key_size = a->together * key_bytes(a->head_width), value_size = a->together * value_bytes(a->value_width);
+    const int after = SPAN_BLOCKS * values + k + a->fetch;
+    const int block = s->start / POSITIONS + after / (2 * SPAN_BLOCKS) * SPAN_BLOCKS + after % SPAN_BLOCKS;
+    if (POSITIONS * block >= a->end)
+        return;
+    const long at = ((long)a->block_table[block] * a->kv_heads + a->kv_head) / a->together;
+    const int of_values = after / SPAN_BLOCKS % 2;
+    const __global uchar *p = of_values ? a->values + at * value_size : a->keys + at * key_size;
+    const long size = of_values ? value_size : key_size, last = size * (head + 1) / a->together;
+    for (long i = (size * head / a->together + 63) / 64 * 64; i < last; i += 64)
+        FETCH(p + i);
+}
+
+static inline void attend_span(const Span *s)
+{
+    const Attend *a = s->a;
+    const int queries = a->rows * a->heads, heads = a->together;
+    const long key_size = key_bytes(a->head_width), value_size = value_bytes(a->value_width);
+#if KV_TYPE == KV_F16
+    float floats[MAX_WIDTH * POSITIONS] __attribute__((aligned(64)));
+    for (int k = s->first; k < s->last; k++)
+        for (int head = 0; head < heads; head++) {
+            const __global uchar *kt = s->kt[k] + head * key_size;
+            fetch_ahead(s, head, k, 0);
+            if (queries <= DIRECT) {
+                EACH_BATCH(scores, k, kt, 0)
+                continue;
+            }
+            for (int i = 0; i < a->head_width * POSITIONS; i += 16)
+                *(float16 *)(floats + i) = load_half16(kt + 2 * i);
+            EACH_BATCH(scores, k, kt, floats)
+        }
+    for (int i = 0; i < heads * queries; i++)
+        soften(s, i);
+    const int padded = padded16(a->value_width);
+    for (int k = s->first; k < s->last; k++)
+        for (int head = 0; head < heads; head++) {
+            const __global uchar *vt = s->vt[k] + head * value_size;
+            const int written = min(POSITIONS, a->last - s->start - POSITIONS * k); // what lies behind may be no number
+            fetch_ahead(s, head, k, 1);
+            if (queries <= DIRECT) {
+                EACH_BATCH(values, k, written, vt, 0)
+                continue;
+            }
+            for (int i = 0; i < written * padded; i += 16)
+                *(float16 *)(floats + i) = load_half16(vt + 2 * i);
+            EACH_BATCH(values, k, written, vt, floats)
+        }
+#else
+    for (int k = s->first; k < s->last; k++)
+        for (int head = 0; head < heads; head++) {
+            fetch_ahead(s, head, k, 0);
+            EACH_BATCH(scores, k, s->kt[k] + head * key_size)
+        }
+    for (int i = 0; i < heads * queries; i++)
+        soften(s, i);
+    for (int head = 0; head < heads; head++) {
+        for (int k = s->first; k < s->last; k++)
+            fetch_ahead(s, head, k, 1);
+        for (int g = 0; 32 * g < a->value_width; g++) {
+            for (int i = head * queries; i < (head + 1) * queries; i++)
+                round_weights(s, i, g, head * value_size);
+            EACH_BATCH(values, g, head * value_size)
+        }
+    }
+#endif
+}
+
 // With partial == 0 the result goes to out. Otherwise the positions lie in one segment, and head h of row 0 leaves its
 // sum, best and total at partial + h * (padded value width + 2), to be joined by combine_partials.
 static void attend_tile(const Attend *a)
 {
-    const int head_width = a->head_width, queries = a->rows * a->heads;
+    const int head_width = a->head_width, queries = a->rows * a->heads, all = a->together * queries;
     const int vectors = padded16(a->value_width) / 16, padded = 16 * vectors;
     if (a->partial && a->first >= a->last) { // outside of the window
-        for (int i = 0; i < queries; i++)
-            a->partial[i / a->heads * a->partial_stride + i % a->heads * (padded + 2) + padded] = -INFINITY;
+        for (int r = 0; r < a->rows; r++)
+            for (int h = 0; h < a->together * a->heads; h++)
+                a->partial[r * a->partial_stride + h * (padded + 2) + padded] = -INFINITY;
         return;
     }
-    float vf[MAX_WIDTH * POSITIONS] __attribute__((aligned(64)));
     float16 acc[MAX_QUERIES * MAX_WIDTH / 16], sums[MAX_QUERIES * MAX_WIDTH / 16]; // of this segment, of those before
+    float p[MAX_QUERIES * SPAN] __attribute__((aligned(64)));
     Gathered state[MAX_QUERIES], before[MAX_QUERIES];
     int segments = 0; // behind this one
-    for (int i = 0; i < queries; i++)
+    for (int i = 0; i < all; i++)
         state[i].best = before[i].best = -INFINITY, state[i].total = before[i].total = 0.0f;
-    for (int i = 0; i < queries * vectors; i++)
+    for (int i = 0; i < all * vectors; i++)
         acc[i] = sums[i] = (float16)(0.0f);
 
     Query q[MAX_QUERIES];
-#if KV_TYPE == KV_F16
-    float kf[MAX_WIDTH * POSITIONS] __attribute__((aligned(64)));
-    for (int i = 0; i < queries; i++)
-        q[i] = a->q + (long)(i / a->heads) * a->q_stride + i % a->heads * head_width;
-#else
+    Span s;
+    s.a = a;
+    s.q = q;
+    s.state = state;
+    s.acc = acc;
+    s.p = p;
+#if KV_TYPE != KV_F16
     const int groups = padded32(head_width) / 32;
-    short codes[MAX_QUERIES * MAX_WIDTH] __attribute__((aligned(64)));
+    uchar factors[MAX_QUERIES * MAX_WIDTH * 2] __attribute__((aligned(64)));
     float scales[MAX_QUERIES * MAX_WIDTH / 32];
     int offsets[MAX_QUERIES * MAX_WIDTH / 32];
-    for (int i = 0; i < queries; i++) {
-        q[i].codes = codes + 32 * groups * i;
+    uchar weights[MAX_QUERIES * SPAN * 2] __attribute__((aligned(64)));
+    float weight_scales[MAX_QUERIES];
+    int weight_offsets[MAX_QUERIES];
+    s.weights = weights;
+    s.weight_scales = weight_scales;
+    s.weight_offsets = weight_offsets;
+#endif
+    for (int i = 0; i < all; i++) {
+        const int row = i % queries / a->heads, head = i / queries * a->heads + i % a->heads;
+        const __global float *x = a->q + (long)row * a->q_stride + head * head_width;
+#if KV_TYPE == KV_F16
+        q[i] = x;
+#else
+        q[i].factors = factors + 64 * groups * i;
         q[i].scales = scales + groups * i;
         q[i].offsets = offsets + groups * i;
-        quantise_query(a->q + (long)(i / a->heads) * a->q_stride + i % a->heads * head_width, head_width,
-                       codes + 32 * groups * i, scales + groups * i, offsets + groups * i);
-    }
+        quantise_query(x, head_width, factors + 64 * groups * i, scales + groups * i, offsets + groups * i);
 #endif
-    const long key_size = key_bytes(head_width), value_size = value_bytes(a->value_width);
-    Block b;
-    b.a = a;
-    b.q = q;
-    b.state = state;
-    b.acc = acc;
-    b.kf = b.vf = 0;
+    }
 
-    for (int start = a->first; start < a->last; start += POSITIONS) {
+    for (int start = a->first / SPAN * SPAN; start < a->last; start += SPAN) {
         if (start > a->first && start % a->segment == 0) {
             segments++;
-            for (int i = 0; i < queries; i++) {
+            for (int i = 0; i < all; i++) {
                 merge_segment(before + i, sums + i * vectors, state[i], acc + i * vectors, vectors);
                 state[i].best = -INFINITY;
                 state[i].total = 0.0f;
@@ -57,54 +155,25 @@ static void attend_tile(const Attend *a)
                     acc[i * vectors + d] = (float16)(0.0f);
             }
         }
-        const long block = (long)a->block_table[start / POSITIONS] * a->kv_heads + a->kv_head;
-        b.start = start;
-        b.written = min(POSITIONS, a->last - start); // what lies behind may be anything, even not a number
-        b.kt = a->keys + block * key_size;
-        b.vt = a->values + block * value_size;
-        if (start + POSITIONS < a->last) { // the next block is asked for while this one is computed with
-            const long next = (long)a->block_table[start / POSITIONS + 1] * a->kv_heads + a->kv_head;
-            for (long i = 0; i < key_size; i += 64)
-                FETCH(a->keys + next * key_size + i);
-            for (long i = 0; i < value_size; i += 64)
-                FETCH(a->values + next * value_size + i);
+        s.start = start;
+        s.first = max(0, a->first - start) / POSITIONS;
+        s.last = min(SPAN_BLOCKS, (a->last - start + POSITIONS - 1) / POSITIONS);
+        for (int k = s.first; k < s.last; k++) {
+            const long block = (long)a->block_table[start / POSITIONS + k] * a->kv_heads + a->kv_head;
+            s.kt[k] = a->keys + block * key_bytes(head_width);
+            s.vt[k] = a->values + block * value_bytes(a->value_width);
         }
-        if (queries > DIRECT) {
-#if KV_TYPE == KV_F16
-            for (int i = 0; i < head_width * POSITIONS; i += 32) {
-                *(float16 *)(kf + i) = load_half16(b.kt + 2 * i);
-                *(float16 *)(kf + i + 16) = load_half16(b.kt + 2 * i + 32);
-            }
-            b.kf = kf;
-#endif
-            for (int x = 0; x < b.written; x++)
-                for (int d = 0; d < padded; d += 16)
-                    *(float16 *)(vf + x * padded + d) = value16(b.vt, a->value_width, x, d);
-            b.vf = vf;
-        }
-        int j = 0;
-        for (; j + DIRECT <= queries; j += DIRECT)
-            attend_block_4(&b, j);
-        switch (queries - j) {
-        case 3:
-            attend_block_3(&b, j);
-            break;
-        case 2:
-            attend_block_2(&b, j);
-            break;
-        case 1:
-            attend_block_1(&b, j);
-        }
+        attend_span(&s);
     }
-    for (int i = 0; i < queries; i++) {
-        const int row = i / a->heads, head = i % a->heads;
+    for (int i = 0; i < all; i++) {
+        const int row = i % queries / a->heads, head = i / queries * a->heads + i % a->heads;
         const float16 *sum = acc + i * vectors;
         if (a->partial) {
-            __global float *p = a->partial + row * a->partial_stride + (long)head * (padded + 2);
+            __global float *to = a->partial + row * a->partial_stride + (long)head * (padded + 2);
             for (int d = 0; d < vectors; d++)
-                vstore16(sum[d], d, p);
-            p[padded] = state[i].best;
-            p[padded + 1] = state[i].total;
+                vstore16(sum[d], d, to);
+            to[padded] = state[i].best;
+            to[padded + 1] = state[i].total;
             continue;
         }
         if (segments) {

@@ -58,15 +58,17 @@ static inline __attribute__((always_inline)) void finish_row(
         out[d] = ((const __private float *)sum)[d] * (weight / total);
 }
 
-// Attention of some rows and some query heads that share a key/value head.
+// Attention of some rows and of the query heads of some key/value heads.
 typedef struct {
     const __global float *q;         // of the first row and head
     int q_stride, out_stride;        // floats between rows
-    int rows, heads;                 // rows * heads <= MAX_QUERIES
+    int rows, heads;                 // query heads of a key/value head
+    int together;                    // key/value heads, which divide kv_heads; rows * heads * together <= MAX_QUERIES
     int row_position;                // position of the first row in its sequence; the others follow
     int whole;                       // every row reads all of the positions, not only those up to its own
     int first, last;                 // key positions first .. last-1; first is a multiple of 32
-    int segment;                     // positions of a segment, a multiple of 32
+    int segment;                     // positions of a segment, a multiple of SPAN
+    int end, fetch;                  // positions of the sequence, and blocks of keys or values to ask for ahead
     int kv_head, kv_heads, head_width, value_width;
     float scale, softcap;            // softcap 0: none
     int window;                      // 0: none; else position p reads p - window + 1 .. p
@@ -82,25 +84,88 @@ typedef struct {
 
 typedef const __global float *Query;
 
-// Sixteen columns of the values of position x of a block, from column d on.
-static inline __attribute__((always_inline)) float16 value16(const __global uchar *vt, int value_width, int x, int d)
-{
-    return load_half16((const __global ushort *)vt + x * padded16(value_width) + d);
-}
-
 #else
 
-// A query as whole numbers of 15 bits, a scale and 8 times the sum for each 32 columns.
+// Whole numbers of 15 bits, to be multiplied with codes of the cache: queries, and weights of positions. Four of them are
+// two words: with REALM_BYTES the bytes 128 a + b, a in one word and b in the other, otherwise int16 in the order 0, 2
+// and 1, 3. `count` of them are two arrays of bytes, or one of pairs of words.
+#define LARGEST_FACTOR 16256.0f
+
 typedef struct {
-    const __private short *codes;
+    int a, b;
+} Four;
+
+static inline __attribute__((always_inline)) Four four(const __private uchar *factors, int count, int i)
+{
+    Four x;
+#ifdef REALM_BYTES
+    x.a = ((const __private int *)factors)[i];
+    x.b = ((const __private int *)(factors + count))[i];
+#else
+    x.a = ((const __private int *)factors)[2 * i];
+    x.b = ((const __private int *)factors)[2 * i + 1];
+#endif
+    return x;
+}
+
+// Sixteen whole numbers as factors `at` .. at + 15; of n only the lower 16 bits matter.
+static inline __attribute__((always_inline)) void put_factors(int16 n, __private uchar *factors, int count, int at)
+{
+#ifdef REALM_BYTES
+    *(__private uchar16_unaligned *)(factors + at) = __builtin_convertvector(n >> 7, uchar16);
+    *(__private uchar16_unaligned *)(factors + count + at) = __builtin_convertvector(n & 127, uchar16);
+#else
+    *(__private short16_unaligned *)(factors + 2 * at) = __builtin_convertvector(n, short16).s021346578a9bcedf;
+#endif
+}
+
+// Codes of the cache, four a lane, each 0 .. 255, as dot_codes wants them
+#ifdef REALM_BYTES
+#define SUMS 2
+typedef int16 Codes;
+static inline __attribute__((always_inline)) Codes codes_of(int16 bytes) { return bytes; }
+#else
+#define SUMS 1
+typedef struct {
+    int16 even, odd;
+} Codes;
+static inline __attribute__((always_inline)) Codes codes_of(int16 bytes)
+{
+    Codes c;
+    c.even = bytes & 0x00ff00ff;
+    c.odd = (bytes >> 8) & 0x00ff00ff;
+    return c;
+}
+#endif
+
+static inline __attribute__((always_inline)) void dot_codes(__private int16 *sums, Codes c, Four x)
+{
+#ifdef REALM_BYTES
+    sums[0] = dot4(sums[0], c, x.a);
+    sums[1] = dot4(sums[1], c, x.b);
+#else
+    sums[0].lo = dot2(dot2(sums[0].lo, c.even.lo, x.a), c.odd.lo, x.b);
+    sums[0].hi = dot2(dot2(sums[0].hi, c.even.hi, x.a), c.odd.hi, x.b);
+#endif
+}
+
+static inline __attribute__((always_inline)) int16 dot_total(const __private int16 *sums)
+{
+    return SUMS == 2 ? (sums[0] << 7) + sums[SUMS - 1] : sums[0];
+}
+
+#define ROUND_MAGIC 12582912.0f    // x + this has x, rounded to the nearest whole number, in its lowest bits
+#define ROUND_MAGIC_BITS 0x4b400000
+
+// A query as factors, a scale for each 32 columns, and what the codes' zero adds to their products.
+typedef struct {
+    const __private uchar *factors;
     const __private float *scales;
     const __private int *offsets;
 } Query;
 
-#define QUERY_LARGEST 16256.0f
-
 static inline void quantise_query(
-    const __global float *q, int width, __private short *codes, __private float *scales, __private int *offsets)
+    const __global float *q, int width, __private uchar *factors, __private float *scales, __private int *offsets)
 {
     for (int d = 0; d < width; d += 32) {
         float numbers[32] __attribute__((aligned(64)));
@@ -110,50 +175,118 @@ static inline void quantise_query(
 #endif
         const float16 a = *(const __private float16 *)numbers, b = *(const __private float16 *)(numbers + 16);
         const float largest = max16(max_16(abs_16(a), abs_16(b)));
-        const float inverse = largest > 0.0f ? QUERY_LARGEST / largest : 0.0f;
-        const float16 magic = (float16)(12582912.0f); // adding and subtracting it rounds to the nearest integer
-        const int16 low = __builtin_convertvector((a * inverse + magic) - magic, int16);
-        const int16 high = __builtin_convertvector((b * inverse + magic) - magic, int16);
-        *(__private short16 *)(codes + d) = __builtin_convertvector(low, short16);
-        *(__private short16 *)(codes + d + 16) = __builtin_convertvector(high, short16);
-        scales[d / 32] = largest / QUERY_LARGEST;
-        offsets[d / 32] = 8 * (sum_int16(low) + sum_int16(high));
+        const float inverse = largest > 0.0f ? LARGEST_FACTOR / largest : 0.0f;
+        const int16 low = __builtin_astype(a * inverse + ROUND_MAGIC, int16) - ROUND_MAGIC_BITS;
+        const int16 high = __builtin_astype(b * inverse + ROUND_MAGIC, int16) - ROUND_MAGIC_BITS;
+        put_factors(low, factors, padded32(width), d);
+        put_factors(high, factors, padded32(width), d + 16);
+        scales[d / 32] = largest / LARGEST_FACTOR;
+        offsets[d / 32] = CODE_ZERO * sum_int16(low + high);
     }
 }
 
-// acc[lane] + the sum of two products of 16-bit numbers that lie in each lane
-static inline __attribute__((always_inline)) int8 dot_pairs(int8 acc, short16 k, int q)
-{
-#ifdef REALM_BYTES // there is no dot2, but what it is made of
-    typedef short pairs __attribute__((vector_size(32)));
-    return acc + __builtin_astype(__builtin_ia32_pmaddwd256(__builtin_astype(k, pairs),
-                                                            __builtin_astype((int8)(q), pairs)), int8);
-#else
-    return dot2(acc, __builtin_astype(k, int8), q);
-#endif
-}
-
-// Codes of sixteen columns of the values of position x of a block, from column d on.
-static inline __attribute__((always_inline)) float16 value16(const __global uchar *vt, int value_width, int x, int d)
-{
-#if KV_TYPE == KV_Q8_0
-    const uchar16 codes = load_uchar16(vt + x * padded32(value_width) + d);
-    return to_float(__builtin_convertvector(__builtin_astype(codes, char16), int16));
-#else
-    const uchar16 both = load_uchar16(vt + x * padded32(value_width) / 2 + d / 32 * 16);
-    return to_float(__builtin_convertvector(d % 32 ? both >> (uchar)4 : both & (uchar)15, int16));
-#endif
-}
-
 #endif
 
-// A tile's work on one block of the cache: scores, softmax and values of queries j .. j + n - 1, n a constant.
+// Blocks whose scores pass through one softmax: a segment is a whole number of such spans.
+#define SPAN_BLOCKS 4
+#define SPAN (SPAN_BLOCKS * POSITIONS)
+
+// A tile's work on one span.
 typedef struct {
     const Attend *a;
-    int start, written;              // the block's first position; how many of its positions may be read
-    const __global uchar *kt, *vt;   // the block's keys and values of this head
-    const __private float *kf, *vf;  // the same as floats (keys of KV_F16 only; codes of values), or 0
+    int start;                              // its first position
+    int first, last;                        // the blocks of it that the tile reads: first .. last - 1
+    const __global uchar *kt[SPAN_BLOCKS], *vt[SPAN_BLOCKS]; // the first head's keys and values in them
     const __private Query *q;
     __private Gathered *state;
-    __private float16 *acc;
-} Block;
+    __private float16 *acc;                 // [queries][padded value width]
+    __private float *p;                     // [queries][SPAN]: scores, then exp(score - best)
+#if KV_TYPE != KV_F16
+    __private uchar *weights;               // [queries] factors: p times the scale of the values' group
+    __private float *weight_scales;         // [queries]
+    __private int *weight_offsets;          // [queries]: what the codes' zero adds to the products
+#endif
+} Span;
+
+// Where query i's row stands.
+static inline __attribute__((always_inline)) int position_of(const Attend *a, int i)
+{
+    return a->whole ? a->last - 1 : a->row_position + i % (a->rows * a->heads) / a->heads;
+}
+
+// Whether none of the rows of queries i .. i + n - 1 sees a position from .. to - 1.
+static inline __attribute__((always_inline)) int unseen(const Attend *a, int i, int n, int from, int to)
+{
+    return position_of(a, i + n - 1) < from || (a->window && to <= position_of(a, i) - a->window + 1);
+}
+
+// Scores of query i become exp(score - best), 0 where its row does not see the position; what was gathered follows `best`.
+static inline void soften(const Span *s, int i)
+{
+    const Attend *a = s->a;
+    const int to = position_of(a, i) - s->start, from = a->window ? to - a->window + 1 : 0; // the lanes that the row sees
+    const int16 lane = (int16)(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const int begin = POSITIONS * s->first, end = POSITIONS * s->last;
+    __private float *p = s->p + i * SPAN;
+    float16 most = (float16)(-INFINITY);
+    for (int x = begin; x < end; x += 16) {
+        float16 v = *(__private float16 *)(p + x) * a->scale;
+        if (a->softcap > 0.0f)
+            v = activate16(ACT_SOFTCAP, v, a->softcap);
+        if (x + 15 > to || x < from)
+            v = ((lane + x > to) | (lane + x < from)) ? (float16)(-INFINITY) : v;
+        *(__private float16 *)(p + x) = v;
+        most = max_16(most, v);
+    }
+    __private Gathered *state = s->state + i;
+    const float best = state->best, own = max16(most), now = best > own ? best : own;
+    const float base = now == -INFINITY ? 0.0f : now;
+    float16 total = (float16)(0.0f);
+    for (int x = begin; x < end; x += 16) {
+        const float16 v = *(__private float16 *)(p + x);
+        const float16 e = v == -INFINITY ? (float16)(0.0f) : exp16(v - base);
+        *(__private float16 *)(p + x) = e;
+        total += e;
+    }
+    state->best = now;
+    if (best == now) {
+        state->total += sum16(total);
+        return;
+    }
+    const float shrink = best == -INFINITY ? 0.0f : exp16((float16)(best - base)).s0;
+    state->total = state->total * shrink + sum16(total);
+    const int vectors = padded16(a->value_width) / 16;
+    for (int d = 0; d < vectors; d++)
+        s->acc[i * vectors + d] *= shrink;
+}
+
+#if KV_TYPE != KV_F16
+
+// The weights of query i for columns 32 g .. 32 g + 31 of the values, which lie `offset` bytes behind those of the first head.
+static inline void round_weights(const Span *s, int i, int g, long offset)
+{
+    const long at_scales = offset + code_bytes(s->a->value_width) + 2 * POSITIONS * g;
+    const __private float *p = s->p + i * SPAN;
+    float16 w[2 * SPAN_BLOCKS];
+    int16 most = (int16)(0); // bits of numbers that are not negative: they have their order, and what is none is above all
+    for (int k = s->first; k < s->last; k++)
+        for (int part = 0; part < 2; part++) {
+            const float16 e = *(const __private float16 *)(p + POSITIONS * k + 16 * part);
+            const float16 scale = load_half16(s->vt[k] + at_scales + 32 * part);
+            const float16 x = e > 0.0f ? e * scale : (float16)(0.0f); // a scale that the row does not see may be no number
+            w[2 * k + part] = x;
+            const int16 bits = __builtin_astype(x, int16) & 0x7fffffff;
+            most = most > bits ? most : bits;
+        }
+    const float largest = as_float(max_int16(most)), inverse = largest > 0.0f ? LARGEST_FACTOR / largest : 0.0f;
+    int16 sum = (int16)(0);
+    for (int k = 2 * s->first; k < 2 * s->last; k++) {
+        const int16 n = __builtin_astype(w[k] * inverse + ROUND_MAGIC, int16) - ROUND_MAGIC_BITS;
+        sum += n;
+        put_factors(n, s->weights + i * 2 * SPAN, SPAN, 16 * k);
+    }
+    s->weight_scales[i] = largest / LARGEST_FACTOR;
+    s->weight_offsets[i] = CODE_ZERO * sum_int16(sum);
+}
+
+#endif

@@ -3,12 +3,13 @@
 //
 //   KV_F16   keys   [head_width][32]                   half precision, so that 32 scores grow side by side
 //            values [32][padded value width]           padded to a multiple of 16 with zeros
-//   KV_Q8_0  numbers of 8 bits with a scale in half precision for every 32 columns of a position, as ggml's type:
-//            keys   [pairs of columns][32][2], then scales [groups of 32 columns][32]
-//            values [32][columns],             then scales [groups of 32 columns][32]
+//   KV_Q8_0  numbers of 8 bits, 128 more than what they stand for, with a scale in half precision for every 32 columns of
+//            a position, as ggml's type. Four that a dot product adds up lie together:
+//            keys   [columns / 4][32][4],           then scales [groups of 32 columns][32]
+//            values [positions / 4][columns][4],    then scales [groups of 32 columns][32]
 //   KV_Q4_0  the same with numbers of 4 bits, 8 more than what they stand for:
-//            keys   [four columns][32][2 bytes]: a byte's low half is column 0 or 1 of the four, its high half 2 or 3
-//            values [32][groups][16 bytes]: byte i's low half is column i, its high half column i + 16
+//            keys   [columns / 8][32][4 bytes]: byte i's low half is column i of the eight, its high half column i + 4
+//            values [positions / 4][groups][16][4]: byte i's low half is column i of the group, its high half i + 16
 // Widths are padded to a multiple of 32 in the latter two; what lies in the padding does not matter. Keys of KV_Q4_0 are
 // rotated before they are rounded, and queries with them (rotate32): products stay what they are, and the few columns that
 // stand out in many models' keys no longer take the precision of the others.
@@ -27,6 +28,7 @@ static inline long key_bytes(int width) { return 2L * POSITIONS * width; }
 static inline long value_bytes(int width) { return 2L * POSITIONS * padded16(width); }
 #else
 #define CODE_BITS (KV_TYPE == KV_Q8_0 ? 8 : 4)
+#define CODE_ZERO (KV_TYPE == KV_Q8_0 ? 128 : 8)
 static inline long code_bytes(int width) { return (long)CODE_BITS * POSITIONS / 8 * padded32(width); }
 static inline long key_bytes(int width) { return code_bytes(width) + 2L * padded32(width); }
 static inline long value_bytes(int width) { return key_bytes(width); }
@@ -84,40 +86,54 @@ static inline void columns32(const __global float *x, int from, int width, __pri
 }
 
 // The Walsh-Hadamard transform of 32 numbers, by the root of 32: orthogonal, and its own inverse.
-static inline void rotate32(__private float *v)
+static inline __attribute__((always_inline)) void rotate32(__private float *v)
 {
-    for (int half_span = 1; half_span < 32; half_span *= 2)
-        for (int i = 0; i < 32; i += 2 * half_span)
-            for (int j = i; j < i + half_span; j++) {
-                const float a = v[j], b = v[j + half_span];
-                v[j] = a + b;
-                v[j + half_span] = a - b;
-            }
-    for (int i = 0; i < 32; i++)
-        v[i] *= 0.17677669529663687f;
+    float16 a = *(const __private float16 *)v, b = *(const __private float16 *)(v + 16);
+#define ROTATE(x, order, sign) x = x * sign + x.order // lanes whose bit is set: the other less this one
+    const float16 s1 = (float16)(1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1);
+    const float16 s2 = (float16)(1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1);
+    const float16 s4 = (float16)(1, 1, 1, 1, -1, -1, -1, -1, 1, 1, 1, 1, -1, -1, -1, -1);
+    const float16 s8 = (float16)(1, 1, 1, 1, 1, 1, 1, 1, -1, -1, -1, -1, -1, -1, -1, -1);
+    ROTATE(a, s1032547698badcfe, s1);
+    ROTATE(b, s1032547698badcfe, s1);
+    ROTATE(a, s23016745ab89efcd, s2);
+    ROTATE(b, s23016745ab89efcd, s2);
+    ROTATE(a, s45670123cdef89ab, s4);
+    ROTATE(b, s45670123cdef89ab, s4);
+    ROTATE(a, s89abcdef01234567, s8);
+    ROTATE(b, s89abcdef01234567, s8);
+#undef ROTATE
+    *(__private float16 *)v = (a + b) * 0.17677669529663687f;
+    *(__private float16 *)(v + 16) = (a - b) * 0.17677669529663687f;
 }
 
-// 32 numbers as whole ones, by ggml's rule for the type; returns their scale.
-static inline float quantise32(const __private float *v, uchar *codes)
+// 32 numbers as whole ones, by ggml's rule for the type; returns their scale: none where one of them is no number.
+static inline float quantise32(const __private float *v, __private uchar *codes)
 {
-    float most = 0.0f; // the number farthest from 0
-    float broken = 0.0f; // not a number where a column is none: then the scale is none either
-    for (int i = 0; i < 32; i++) {
-        broken += v[i] * 0.0f;
-        if (fabs(v[i]) > fabs(most))
-            most = v[i];
-    }
+    const float16 a = *(const __private float16 *)v, b = *(const __private float16 *)(v + 16);
+    const int16 bits_a = __builtin_astype(a, int16) & 0x7fffffff, bits_b = __builtin_astype(b, int16) & 0x7fffffff;
+    const int most_bits = max_int16(bits_a > bits_b ? bits_a : bits_b);
+    const float most = as_float(most_bits), broken = most_bits >= 0x7f800000 ? NAN : 0.0f;
 #if KV_TYPE == KV_Q8_0
-    const float scale = fabs(most) / 127.0f;
-    const float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
-    for (int i = 0; i < 32; i++) // rounds to the nearest, halves away from 0
-        codes[i] = (uchar)(char)(int)(v[i] * inverse + (v[i] < 0.0f ? -0.5f : 0.5f));
+    const float scale = most / 127.0f, inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+    // to the nearest, halves away from 0
+    const float16 half_a = a < 0.0f ? (float16)(-0.5f) : (float16)(0.5f), half_b = b < 0.0f ? (float16)(-0.5f) : (float16)(0.5f);
+    const int16 low = __builtin_convertvector(a * inverse + half_a, int16) + 128;
+    const int16 high = __builtin_convertvector(b * inverse + half_b, int16) + 128;
 #else
-    const float scale = most / -8.0f;
+    // the scale has the other sign than the number farthest from 0, of several the first
+    const int16 lane = (int16)(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const int16 first_a = bits_a == most_bits ? 2 * (32 - lane) + (a < 0.0f ? 1 : 0) : 0;
+    const int16 first_b = bits_b == most_bits ? 2 * (16 - lane) + (b < 0.0f ? 1 : 0) : 0;
+    const float scale = (max_int16(first_a > first_b ? first_a : first_b) & 1 ? most : -most) / 8.0f;
     const float inverse = scale != 0.0f ? 1.0f / scale : 0.0f;
-    for (int i = 0; i < 32; i++)
-        codes[i] = (uchar)min(15, (int)(v[i] * inverse + 8.5f));
+    int16 low = __builtin_convertvector(a * inverse + 8.5f, int16);
+    int16 high = __builtin_convertvector(b * inverse + 8.5f, int16);
+    low = low < 15 ? low : 15;
+    high = high < 15 ? high : 15;
 #endif
+    *(__private uchar16_unaligned *)codes = __builtin_convertvector(low, uchar16);
+    *(__private uchar16_unaligned *)(codes + 16) = __builtin_convertvector(high, uchar16);
     return scale + broken;
 }
 
@@ -132,28 +148,28 @@ static inline void store_keys(const __global float *k, int width, int position, 
         rotate32(numbers);
 #endif
         vstore_half_rte(quantise32(numbers, codes), d / 32 * POSITIONS + position, scales);
+        for (int i = 0; i < 4 * CODE_BITS; i += 4)
+            for (int j = 0; j < 4; j++) {
 #if KV_TYPE == KV_Q8_0
-        for (int i = 0; i < 32; i++)
-            head[((long)(d + i) / 2 * POSITIONS + position) * 2 + i % 2] = codes[i];
+                head[((long)(d + i) / 4 * POSITIONS + position) * 4 + j] = codes[i + j];
 #else
-        for (int i = 0; i < 32; i += 4)
-            for (int j = 0; j < 2; j++)
-                head[((long)(d + i) / 4 * POSITIONS + position) * 2 + j] = codes[i + j] | codes[i + 2 + j] << 4;
+                head[((long)(d / 2 + i) / 4 * POSITIONS + position) * 4 + j] = codes[2 * i + j] | codes[2 * i + 4 + j] << 4;
 #endif
+            }
     }
 }
 
 static inline void store_values(const __global float *v, int width, int position, __global uchar *head)
 {
     __global half *scales = (__global half *)(head + code_bytes(width));
-    __global uchar *to = head + code_bytes(width) / POSITIONS * position;
+    __global uchar *to = head + code_bytes(width) / POSITIONS * (position / 4 * 4) + position % 4;
     for (int d = 0; d < width; d += 32) {
         uchar codes[32];
         float numbers[32] __attribute__((aligned(64)));
         columns32(v, d, width, numbers);
         vstore_half_rte(quantise32(numbers, codes), d / 32 * POSITIONS + position, scales);
         for (int i = 0; i < 4 * CODE_BITS; i++)
-            to[d * CODE_BITS / 8 + i] = CODE_BITS == 8 ? codes[i] : codes[i] | codes[i + 16] << 4;
+            to[4 * (d * CODE_BITS / 8 + i)] = CODE_BITS == 8 ? codes[i] : codes[i] | codes[i + 16] << 4;
     }
 }
 

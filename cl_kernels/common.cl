@@ -138,6 +138,13 @@ static inline __attribute__((always_inline)) short16 load_short16(const __global
     return *(const __global short16_unaligned *)p;
 }
 
+typedef int int16_unaligned __attribute__((ext_vector_type(16), aligned(4)));
+
+static inline __attribute__((always_inline)) int16 load_int16(const __global void *p)
+{
+    return *(const __global int16_unaligned *)p;
+}
+
 static inline __attribute__((always_inline)) uchar16 load_uchar16(const __global uchar *p)
 {
     return *(const __global uchar16_unaligned *)p;
@@ -248,5 +255,13 @@ static inline __attribute__((always_inline)) float max16(float16 v)
     const float8 a = v.lo > v.hi ? v.lo : v.hi;
     const float4 b = a.lo > a.hi ? a.lo : a.hi;
     const float2 c = b.lo > b.hi ? b.lo : b.hi;
+    return c.x > c.y ? c.x : c.y;
+}
+
+static inline __attribute__((always_inline)) int max_int16(int16 v)
+{
+    const int8 a = v.lo > v.hi ? v.lo : v.hi;
+    const int4 b = a.lo > a.hi ? a.lo : a.hi;
+    const int2 c = b.lo > b.hi ? b.lo : b.hi;
     return c.x > c.y ? c.x : c.y;
 }

@@ -48,6 +48,7 @@ typedef struct {
 #define IN_LOGIT_LORA_UNITS 17
 #define IN_AT_LORA_UNITS 18
 #define IN_AT_LOGIT_LORA_UNITS 19
+#define IN_TOGETHER 20 // whether the tiles of attention have one row each and more than one key/value head
 
 // segments.py says what they are: first row, rows, position of the first row, first key, last key + 1, positions of a
 // segment, partial slot of the first row or -1, slots between rows
@@ -60,6 +61,12 @@ typedef struct {
 #define LORA_UNITS(op) in[(op)->logit_rows ? IN_LOGIT_LORA_UNITS : IN_LORA_UNITS]
 #define AT_LORA_UNITS(op) in[(op)->logit_rows ? IN_AT_LOGIT_LORA_UNITS : IN_AT_LORA_UNITS]
 
+// Key/value heads of a tile of attention
+static inline int heads_together(const __global Op *op, const __global int *in)
+{
+    return in[IN_TOGETHER] ? op->used : 1;
+}
+
 static int count_chunks(const __global Op *op, const __global int *in)
 {
     const int rows = op->logit_rows ? in[IN_LOGIT_ROWS] : in[IN_ROWS];
@@ -67,7 +74,7 @@ static int count_chunks(const __global Op *op, const __global int *in)
     case OP_MATMUL:
         return rows ? ((op->n + 15) / 16 + op->chunk - 1) / op->chunk : 0;
     case OP_ATTEND:
-        return in[IN_TILES] * (op->heads / op->chunk);
+        return in[IN_TILES] * (op->heads / (op->chunk * heads_together(op, in)));
     case OP_COMBINE:
         return in[IN_COMBINES] * op->heads;
     case OP_SORT:
@@ -91,10 +98,12 @@ static inline long cell_of(const __global int *in, int row, int position)
            + position % POSITIONS;
 }
 
-// p: q, keys, values, out, partials, sinks; op->chunk query heads go together and share a key/value head
+// p: q, keys, values, out, partials, sinks; `chunk` query heads share a key/value head in a tile, which takes `used` of
+// these heads where it has one row
 static void attend_chunk(const __global Op *op, const __global int *in, int c)
 {
-    const int parts = op->heads / op->chunk, head = c % parts * op->chunk;
+    const int together = heads_together(op, in), heads = op->chunk * together, parts = op->heads / heads;
+    const int head = c % parts * heads;
     const __global int *tile = in + in[IN_AT_TILES] + TILE_WORDS * (c / parts);
     const int row = tile[0], position = tile[2];
     Attend a;
@@ -103,11 +112,14 @@ static void attend_chunk(const __global Op *op, const __global int *in, int c)
     a.q = FLOATS(op->p[0]) + (long)row * a.q_stride + head * op->head_width;
     a.rows = tile[1];
     a.heads = op->chunk;
+    a.together = together;
     a.row_position = position;
     a.whole = op->whole;
     a.first = tile[3];
     a.last = tile[4];
     a.segment = tile[5];
+    a.end = op->whole ? a.last : position + a.rows;
+    a.fetch = min(2 * SPAN_BLOCKS, 1 + (int)(FETCH_BYTES / (together * key_bytes(op->head_width))));
     if (op->window) // blocks that no row of the tile sees any more
         a.first = min(a.last, max(a.first, max(0, position - op->window + 1) / POSITIONS * POSITIONS));
     a.kv_head = head / (op->heads / op->kv_heads);

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-KV_LAYOUT = 1
+KV_LAYOUT = 2
 """Counts up whenever the bytes of a KV block come to mean something else: what was saved with another number is not
 read."""
 

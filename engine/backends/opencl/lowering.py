@@ -427,7 +427,7 @@ class _Lowering:
         out = self._float(op.out)
         heads = heads_per_tile(op)
         places: tuple[Place, ...] = (q, keys, values, out, "partials", op.sinks)
-        self._emit(replace(shape, kind="attend", places=places, chunk=heads))
+        self._emit(replace(shape, kind="attend", places=places, chunk=heads, used=heads_together(op)))
         self._emit(replace(shape, kind="combine", places=("partials", out, op.sinks)))
 
     def _join(self, op: Join, on_logits: bool) -> None:
@@ -544,3 +544,11 @@ def heads_per_tile(op: Attention) -> int:
     """Query heads that one tile of attention takes together: those that share keys, as far as they fit."""
     group = op.n_heads // op.n_kv_heads
     return next(n for n in range(min(group, MAX_QUERIES), 0, -1) if group % n == 0)
+
+
+def heads_together(op: Attention) -> int:
+    """Key/value heads that a tile with one row takes together: as many as fit."""
+    heads = heads_per_tile(op)
+    if heads * op.n_kv_heads < op.n_heads:  # those that share keys do not fit
+        return 1
+    return next(n for n in range(min(op.n_kv_heads, MAX_QUERIES // heads), 0, -1) if op.n_kv_heads % n == 0)

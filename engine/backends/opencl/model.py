@@ -58,7 +58,7 @@ OP = np.dtype(
 )
 """One operation; the struct Op of step.cl. Fields have the names of Step's."""
 
-HEADER_WORDS = 20
+HEADER_WORDS = 21
 """Words at the start of a step's input; IN_* in step.cl. The offsets of the rope tables follow from word 13."""
 
 TILE_WORDS = 8
@@ -66,6 +66,9 @@ TILE_WORDS = 8
 
 LORA_WORD = 16
 """Where the words about adapters begin."""
+
+TOGETHER_WORD = 20
+"""Whether tiles of attention take all key/value heads that fit; see _fill_input."""
 
 MAX_ROPES = 3
 
@@ -270,6 +273,9 @@ class OpenCLModel:
             at += len(table)
         a[:6] = (rows, wanted, len(cut.tiles), len(cut.combines), parity, blocks.shape[1])
         a[6 : 6 + len(offsets)] = offsets
+        # heads of a block lie together, so one work-group had better read them all; a few tiles are shared out by heads
+        enough = len(cut.tiles) >= 8 * self._on.workers
+        a[TOGETHER_WORD] = enough and all(tile[1] == 1 for tile in cut.tiles)
         a[LORA_WORD : LORA_WORD + 4] = 0
         if self._adapters and any(batch.adapters):
             at += at % 2  # they hold addresses, which are aligned to 8 bytes
