@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
-from PySide6.QtCore import QRectF, QSize, Qt, Signal
+from PySide6.QtCore import QRectF, QSize, Qt, QTimer, Signal
 from PySide6.QtGui import QDragEnterEvent, QDragLeaveEvent, QDropEvent, QPainter, QPaintEvent, QPen
 from PySide6.QtWidgets import QCheckBox, QFrame, QHBoxLayout, QLabel, QPushButton, QToolButton, QVBoxLayout, QWidget
 
@@ -17,6 +18,7 @@ from app.desktop.theme import Themes
 
 STRENGTH = 2.0
 STRENGTH_STEP = 0.05
+CARDS_AT_ONCE = 2
 
 
 class AdapterCard(QFrame):
@@ -228,6 +230,8 @@ class AdapterRack(Page):
         self.in_force.setWordWrap(True)
         self.column.addWidget(self.in_force)
         self.cards: dict[Path, AdapterCard] = {}
+        self._more = QTimer(self, singleShot=True, interval=0)
+        self._more.timeout.connect(lambda: self._shown())
         self._cards = QVBoxLayout()
         self._cards.setSpacing(10)
         self.column.addLayout(self._cards)
@@ -249,15 +253,24 @@ class AdapterRack(Page):
         model: str,
         is_default: bool,
     ) -> None:
-        """in_force: what acts now, in words. model: the name of the loaded model, or empty."""
+        """in_force: what acts now, in words. model: the name of the loaded model, or empty.
+
+        Cards are made some at a time, so that many of them do not hold up the window.
+        """
+        self._shown = partial(self.show_adapters, choices, states, in_force, model, is_default)
         wanted = [choice.path for choice in choices]
         for path in [path for path in self.cards if path not in wanted]:
             card = self.cards.pop(path)
             self._cards.removeWidget(card)
             card.hide()
             card.deleteLater()
+        new = 0
         for place, choice in enumerate(choices):
             if choice.path not in self.cards:
+                new += 1
+                if new > CARDS_AT_ONCE:
+                    self._more.start()
+                    break
                 self._add_card(place, choice.path)
             self.cards[choice.path].show_choice(choice, states.get(choice.path, AdapterState(checking=True)))
         self.in_force.setText(in_force)

@@ -67,9 +67,10 @@ def language_name(language: str) -> str:
 
 
 def load_language(language: str) -> None:
-    """Imports what colouring a language takes; some are large, so do this on another thread than the window's."""
-    if language:
-        _lexer_class(language.lower())
+    """Imports and compiles what colouring a language takes, on another thread than the window's: it takes long."""
+    found = _lexer_class(language.lower()) if language else None
+    if found is not None:
+        found()  # the first one compiles the expressions of all
 
 
 def colored_runs(text: str, language: str) -> Iterator[tuple[int, int, str]]:

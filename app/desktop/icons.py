@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import cache
 
-from PySide6.QtCore import QByteArray, QRectF, Qt
-from PySide6.QtGui import QIcon, QPainter, QPixmap
+from PySide6.QtCore import QByteArray, QRect, QRectF, QSize, Qt
+from PySide6.QtGui import QIcon, QIconEngine, QPainter, QPixmap
 from PySide6.QtSvg import QSvgRenderer
 
 import resources
@@ -38,15 +38,41 @@ def pixmap(name: str, color: str, size: int, ratio: float) -> QPixmap:
 
 
 @cache
-def icon(name: str, color: str, disabled: str = "") -> QIcon:
-    """An icon in one colour, sharp at every usual size and scale."""
-    result = QIcon()
-    for size in (16, 18, 20, 24, 32):
-        for ratio in (1.0, 2.0, 3.0):
-            result.addPixmap(pixmap(name, color, size, ratio))
-            if disabled:
-                result.addPixmap(pixmap(name, disabled, size, ratio), QIcon.Mode.Disabled)
+def _drawn(name: str, color: str, width: int, height: int) -> QPixmap:
+    result = QPixmap(width, height)
+    result.fill(Qt.GlobalColor.transparent)
+    painter = QPainter(result)
+    side = min(width, height)
+    paint_icon(painter, name, color, QRectF((width - side) / 2, (height - side) / 2, side, side))
+    painter.end()
     return result
+
+
+class _Tinted(QIconEngine):
+    """Draws an icon when it is first seen, in the size that is asked for; drawing all sizes ahead takes milliseconds
+    for each icon."""
+
+    def __init__(self, name: str, color: str, disabled: str) -> None:
+        super().__init__()
+        self._name, self._color, self._disabled = name, color, disabled
+
+    def pixmap(self, size: QSize, mode: QIcon.Mode, state: QIcon.State) -> QPixmap:
+        """size: in the pixels of the screen."""
+        color = self._disabled if mode == QIcon.Mode.Disabled else self._color
+        return _drawn(self._name, color, size.width(), size.height())
+
+    def paint(self, painter: QPainter, rect: QRect, mode: QIcon.Mode, state: QIcon.State) -> None:
+        color = self._disabled if mode == QIcon.Mode.Disabled else self._color
+        paint_icon(painter, self._name, color, QRectF(rect))
+
+    def clone(self) -> QIconEngine:
+        return _Tinted(self._name, self._color, self._disabled)
+
+
+@cache
+def icon(name: str, color: str, disabled: str = "") -> QIcon:
+    """An icon in one colour, sharp at every size and scale; in another one where it is disabled."""
+    return QIcon(_Tinted(name, color, disabled or color))
 
 
 def app_icon() -> QIcon:

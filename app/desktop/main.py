@@ -109,6 +109,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("model", nargs="?", type=Path, help="a GGUF file to open")
     options = parser.parse_args(argv)
     log_file = start_log()
+    # How long another thread may keep Python's lock; 5 ms are usual, but the window's asks for it often in a frame.
+    sys.setswitchinterval(0.001)
     QCoreApplication.setApplicationName("Realm")
     QCoreApplication.setOrganizationName("Realm")
     app = QApplication(sys.argv[:1])

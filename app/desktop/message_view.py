@@ -73,39 +73,49 @@ class MessageView(QWidget):
         self._hovered = False
         self._always = False
         self._role = ""
+        self._figures = ""
         self._id = 0
         self._buttons: dict[str, QToolButton] = {}
         self.setMouseTracking(True)
-        self.dots = ActivityDots(themes, self)
-        self.activity = QLabel(self)
-        self.activity.setObjectName("activityLabel")
-        self.note = QLabel(self)
-        self.note.setObjectName("messageNote")
-        self.note.setWordWrap(True)
-        self.note.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
-        self.figures = QLabel(self)
-        self.figures.setObjectName("messageFigures")
-        for child in (self.dots, self.activity, self.note, self.figures):
-            child.hide()
+        # Made when there is something to show: most messages need none of them, and a chat that opens shows many.
+        self.dots: ActivityDots | None = None
+        self._labels: dict[str, QLabel] = {}
 
     def show_data(self, data: MessageData) -> None:
         """Takes over role, notes and activity; the blocks come from the MessageItem."""
         if data.role != self._role:
             self._role = data.role
             self._drop_buttons()
+            self.setAccessibleName("Your message" if data.role == "user" else "Answer")
         self._id = data.id
-        self.setAccessibleName("Your message" if data.role == "user" else "Answer")
         self._streaming = data.streaming
-        self.dots.setVisible(data.streaming)
-        self.activity.setText(data.activity)
-        self.activity.setVisible(data.streaming and bool(data.activity))
-        self.note.setText(data.note)
-        self.note.setProperty("problem", data.problem)
-        self.note.style().unpolish(self.note)
-        self.note.style().polish(self.note)
-        self.note.setVisible(bool(data.note) and not data.streaming)
-        self.figures.setText(data.figures)
+        if data.streaming and self.dots is None:
+            self.dots = ActivityDots(self.themes, self)
+        if self.dots is not None:
+            self.dots.setVisible(data.streaming)
+        self._show_text("activityLabel", data.activity if data.streaming else "")
+        self._show_text("messageNote", "" if data.streaming else data.note, data.problem)
+        self._figures = data.figures if data.role != "user" else ""
         self._show_actions()
+
+    def _show_text(self, name: str, text: str, problem: bool = False) -> None:
+        """Shows a text in the label of a name; hides that for an empty one."""
+        label = self._labels.get(name)
+        if label is None:
+            if not text:
+                return
+            label = self._labels[name] = QLabel(self)
+            label.setObjectName(name)
+            if name == "messageNote":
+                label.setWordWrap(True)
+                label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        if label.property("problem") != problem:
+            label.setProperty("problem", problem)
+            label.style().unpolish(label)
+            label.style().polish(label)
+        if text and label.text() != text:
+            label.setText(text)
+        label.setVisible(bool(text))
 
     def set_latest(self, latest: bool) -> None:
         """The latest answer shows its actions all the time."""
@@ -166,15 +176,19 @@ class MessageView(QWidget):
         self._content_bottom, self._top, self._note_height = content_bottom, top, note_height
         self._bubble_bottom = content_bottom + top
         y = self._bubble_bottom
-        if note_height:
+        note = self._labels.get("messageNote")
+        if note_height and note is not None:
             gap = 8 if content_bottom else 0
-            self.note.setGeometry(MARGIN, y + gap, self.width() - 2 * MARGIN, note_height - gap)
-            y += note_height
+            note.setGeometry(MARGIN, y + gap, self.width() - 2 * MARGIN, note_height - gap)
+        y += note_height
         self._row = y + 4
         self._place_actions()
-        self.dots.move(MARGIN, y + 10)
-        self.activity.adjustSize()
-        self.activity.move(MARGIN + 38, y + 10 + (18 - self.activity.height()) // 2)
+        if self.dots is not None:
+            self.dots.move(MARGIN, y + 10)
+        activity = self._labels.get("activityLabel")
+        if activity is not None:
+            activity.adjustSize()
+            activity.move(MARGIN + 38, y + 10 + (18 - activity.height()) // 2)
         self.update()
 
     def _place_actions(self) -> None:
@@ -186,9 +200,10 @@ class MessageView(QWidget):
         for button in self._buttons.values():
             button.move(x, row)
             x += 30
-        if not own:
-            self.figures.adjustSize()
-            self.figures.move(MARGIN + 2 + 30 * ACTIONS, row + (28 - self.figures.height()) // 2)
+        figures = self._labels.get("messageFigures")
+        if figures is not None:
+            figures.adjustSize()
+            figures.move(MARGIN + 2 + 30 * ACTIONS, row + (28 - figures.height()) // 2)
 
     def enterEvent(self, event: QEnterEvent) -> None:
         self._hovered = True
@@ -202,10 +217,11 @@ class MessageView(QWidget):
         visible = (self._hovered or self._always) and not self._streaming
         if visible and not self._buttons:
             self._make_buttons()
-            self._place_actions()
         for button in self._buttons.values():
             button.setVisible(visible)
-        self.figures.setVisible(visible and self._role != "user" and bool(self.figures.text()))
+        self._show_text("messageFigures", self._figures if visible else "")
+        if visible:
+            self._place_actions()
 
     def paintEvent(self, event: QPaintEvent) -> None:
         if not self.bubble_width:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import re
 import threading
@@ -123,6 +124,7 @@ class ModelService(QObject):
         if self.engine is None:
             return
         self.loading = path
+        gc.unfreeze()
         self._poll.start()
         try:
             job = self.engine.load(path, LoadOptions(device or self.device, self.context_length))
@@ -146,6 +148,9 @@ class ModelService(QObject):
             return  # another load has taken its place
         self._job = None
         self.loading = None
+        # Python's collector looks at all objects with its lock in hand: 25 to 50 ms with a model, amid an answer as
+        # likely as not. What there is now stays until the next model comes, so it need not be looked at till then.
+        gc.freeze()
         self.refresh()
         if error is None:
             self.note_recent(path)
@@ -162,6 +167,7 @@ class ModelService(QObject):
     def unload(self) -> None:
         """Frees the model's memory."""
         if self.engine is not None and self.loading is None:
+            gc.unfreeze()
             self.engine.unload().add_done_callback(lambda _job: self._background.call(self.refresh))
 
     def note_recent(self, path: Path) -> None:

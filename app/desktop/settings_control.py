@@ -8,6 +8,7 @@ from PySide6.QtCore import QObject
 
 from app.conversation import ChatOptions
 from app.desktop.adapter_control import AdapterControl
+from app.desktop.adapter_rack import AdapterRack
 from app.desktop.chat_control import ChatControl
 from app.desktop.desk import Desk
 from app.desktop.message_control import MessageControl
@@ -62,7 +63,6 @@ class SettingsControl(QObject):
         dialog.built.connect(self._page_built)
         dialog.finished.connect(self._settings_closed)
         self.dialog = dialog
-        self._adapters.attach(dialog.rack)
         dialog.show_page(page)
         dialog.tabs[page].setFocus()
         dialog.resize(min(dialog.width(), max(400, self._desk.window.width())), dialog.height())
@@ -86,6 +86,8 @@ class SettingsControl(QObject):
             self._look_at_sessions()
         elif isinstance(page, AnswersPage):
             page.shape_edited.connect(self._check_shape)
+        elif isinstance(page, AdapterRack):
+            self._adapters.attach(page)
 
     def _check_shape(self, shape: str, text: str) -> None:
         """Reads a schema or grammar on another thread; the page says what is wrong with it."""

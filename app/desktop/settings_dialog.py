@@ -33,7 +33,7 @@ TITLES = {"general": "General", "answers": "Answers", "sampling": "Sampling", "a
 
 class SettingsDialog(QDialog):
     """Edits a SettingsValues; `saved` carries the new one. The look changes at once, so that it can be seen, and the
-    adapters act at once; whoever opens the dialog listens to `rack`.
+    adapters act at once; whoever hears of the rack in `built` fills it.
 
     Pages are made when they are first asked for: all of them together would hold up the window.
     """
@@ -112,7 +112,7 @@ class SettingsDialog(QDialog):
             steps = sampling.steps()
         else:
             page = AdapterRack(self._themes)
-            steps = []
+            steps = [lambda: None]  # whoever hears that it is there fills it
         scroll = self._stack.widget(list(TITLES).index(name))
         assert isinstance(scroll, QScrollArea)
         scroll.setWidget(page)

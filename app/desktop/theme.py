@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from string import Template
 
 from PySide6.QtCore import QObject, Qt, Signal
-from PySide6.QtGui import QColor, QFont, QFontDatabase, QFontInfo, QGuiApplication, QPalette
+from PySide6.QtGui import QColor, QFont, QFontDatabase, QFontInfo, QFontMetrics, QGuiApplication, QPalette
 from PySide6.QtWidgets import QApplication, QMenu, QWidget
 
 import resources
@@ -195,6 +195,7 @@ class Themes(QObject):
         self.body_font = QFont(font)
         self.body_font.setPixelSize(self.body_px)
         self.code_font = mono_font(self.body_px - 1.5)
+        QFontMetrics(self.code_font).height()  # finding the font takes milliseconds, now or amid the first answer
         app.setStyle("Fusion")
         QGuiApplication.styleHints().colorSchemeChanged.connect(self._system_changed)
         self._apply()

@@ -279,3 +279,10 @@ def test_a_change_of_theme_repaints_without_laying_out_text_anew(qtbot, themes, 
     assert shown(transcript, 2) == places
     assert all(isinstance(widget, BlockWidget) for widget in transcript.items[1].widgets.values())
     assert [block_text(block) for block in transcript.items[1].blocks][-1] == "The end."
+
+
+def test_a_message_has_no_widgets_but_its_blocks_until_there_is_something_to_show(stage):
+    stage.ask("one")
+    stage.ask("two")
+    view = stage.window.transcript.items[0].view
+    assert {type(child).__name__ for child in view.children()} == {"TextBlock"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import sys
 from dataclasses import replace
@@ -713,3 +714,27 @@ def test_the_store_keeps_what_the_window_showed(stage, tmp_path):
 )
 def test_a_model_is_called_by_its_file_without_the_quantisation(file_name, name):
     assert model_name(Path("/models") / file_name) == name
+
+
+def test_a_look_that_stays_dresses_nothing_anew(stage):
+    dressed = []
+    stage.controller.desk.themes.changed.connect(lambda: dressed.append(1))
+    stage.controller.settings.open_settings()
+    stage.controller.settings.dialog.reject()
+    assert not dressed
+    stage.controller.desk.themes.choose("dark")
+    stage.controller.desk.themes.choose("light")
+    assert len(dressed) == 2
+
+
+def test_the_collector_passes_over_what_came_with_the_model(open_stage):
+    """Looking at all of it would hold up the window amid an answer."""
+    stage = open_stage()
+    kept = gc.get_freeze_count()
+    assert kept > 10_000
+    stage.engine.load_at_once = False
+    stage.controller.models.load_model(stage.controller.service.model.path)
+    assert gc.get_freeze_count() == 0  # what belonged to the former model can go
+    stage.engine.ready()
+    stage.engine.jobs[-1].finish()
+    stage.until(lambda: gc.get_freeze_count() > 10_000)

@@ -229,10 +229,16 @@ def long_chat(stage: Stage) -> Steps:
     store = stage.controller.desk.store
     assert store is not None
     chat = store.create_chat("A thousand messages")
-    with store.transaction():
-        for number in range(500):
-            store.add_message(chat.id, "user", f"Question {number}?")
-            store.add_message(chat.id, "assistant", ANSWER)
+
+    def write() -> None:
+        with store.transaction():
+            for number in range(500):
+                store.add_message(chat.id, "user", f"Question {number}?")
+                store.add_message(chat.id, "assistant", ANSWER)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    yield lambda: not writer.is_alive()
     stage.controller.chats.refresh_chats()
     stage.controller.chats.new_chat()
     yield 0.3
