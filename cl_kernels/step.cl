@@ -20,6 +20,7 @@
 #define OP_STORE_ROW 12
 #define OP_CONVOLVE 13
 #define OP_LORA 14
+#define OP_TOP 15
 
 // What the fields mean is said where an operation reads them; lowering.py fills them in.
 typedef struct {
@@ -49,6 +50,8 @@ typedef struct {
 #define IN_AT_LORA_UNITS 18
 #define IN_AT_LOGIT_LORA_UNITS 19
 #define IN_TOGETHER 20 // whether the tiles of attention have one row each and more than one key/value head
+#define IN_TOP 21 // how many of the largest logits are wanted, 0: none
+#define IN_TOP_OF 22 // among so many
 
 // segments.py says what they are: first row, rows, position of the first row, first key, last key + 1, positions of a
 // segment, partial slot of the first row or -1, slots between rows
@@ -85,6 +88,8 @@ static int count_chunks(const __global Op *op, const __global int *in)
         return rows * op->heads;
     case OP_LORA:
         return LORA_UNITS(op) * op->used * lora_parts(LORA_UNITS(op), op->used, rows);
+    case OP_TOP:
+        return in[IN_TOP] ? rows : 0;
     default:
         return rows;
     }
@@ -268,6 +273,9 @@ static void run_chunk(const __global Op *op, const __global int *in, int c)
         break;
     case OP_LORA:
         lora_chunk(op, in, rows, c);
+        break;
+    case OP_TOP: // p: logits, out
+        find_top(FLOATS(op->p[0]) + (long)c * op->k, in[IN_TOP_OF], in[IN_TOP], (__global Top *)op->p[1] + c);
         break;
     case OP_STORE_KV:
         store_kv_chunk(op, in, c);

@@ -120,6 +120,31 @@ class PartModel(LoadedModel, Protocol):
     def hidden(self, batch: Batch, given: NDArray[np.float32] | None = None) -> NDArray[np.float32]: ...
 
 
+@dataclass(frozen=True)
+class TopLogits:
+    """The largest logits of one row, descending, of equal ones the lowest id first: ids int64 [n], logits float32 [n].
+    finite: all logits of the row are numbers."""
+
+    ids: NDArray[np.int64]
+    logits: NDArray[np.float32]
+    finite: bool
+
+
+@runtime_checkable
+class GivesTop(Protocol):
+    """A LoadedModel that finds the largest logits on its device."""
+
+    @property
+    def most_top(self) -> int:
+        """How many of a row's; 0: none for this model."""
+        ...
+
+    def top(self, batch: Batch, count: int, among: int) -> list[TopLogits]:
+        """Runs one step as `forward` does; of each wanted row the `count` (at most `most_top`) largest of the first
+        `among` logits. Raises as `forward`."""
+        ...
+
+
 @runtime_checkable
 class TakesAdapters(Protocol):
     """A LoadedModel whose batches may name adapters."""

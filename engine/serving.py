@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Sequence_
 from time import perf_counter
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +33,7 @@ from engine.api import (
     StopReason,
     Token,
 )
-from engine.batch import LoadedModel
+from engine.batch import GivesTop, LoadedModel, TopLogits
 from engine.chat_template import PLAIN_CHAT_TEMPLATE, ChatTemplate
 from engine.context import DropOldest, Shift, Shortening, shorter_prompt
 from engine.drafts.drafting import Drafting
@@ -55,6 +56,9 @@ from engine.stream import Stream
 from engine.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
+
+LogitRow: TypeAlias = NDArray[np.float32] | TopLogits
+"""What one token is chosen from: the logits of the vocabulary, or the largest of them."""
 
 
 class Serving:
@@ -369,7 +373,7 @@ class Serving:
                 sequence.start(perf_counter())
                 sequence.stream.put(Started(sequence.n_prompt, sequence.context_length, sequence.note))
 
-    def _fork(self, parent: Sequence, logits: NDArray[np.float32]) -> None:
+    def _fork(self, parent: Sequence, logits: Sequence_[LogitRow]) -> None:
         """Begins the other answers to the parent's prompt, which has just been computed."""
         for sequence in self._scheduler.fork(parent):
             sequence.start(perf_counter())
@@ -378,10 +382,20 @@ class Serving:
             self._continue(sequence, logits)
             self._jump_ahead(sequence)
 
-    def _forward(self, step: Step) -> NDArray[np.float32] | None:
-        """The logits, or None when the step failed in a way that leaves the model usable."""
+    def _top_wanted(self, step: Step) -> int:
+        """How many of the largest logits of each row are all that anybody looks at; 0: somebody wants all."""
+        sampling = [rows.sequence for rows in step.rows if rows.samples]
+        wanted = [0 if s.logprobs else s.sampler.most_wanted for s in sampling]
+        most = self.model.most_top if isinstance(self.model, GivesTop) else 0
+        return max(wanted) if wanted and min(wanted) > 0 and max(wanted) <= most else 0
+
+    def _forward(self, step: Step) -> list[LogitRow] | None:
+        """What tokens are chosen from, or None when the step failed in a way that leaves the model usable."""
+        top = self._top_wanted(step)
         try:
-            return self.model.forward(step.batch)
+            if top and isinstance(self.model, GivesTop):
+                return [*self.model.top(step.batch, top, self._n_vocab)]
+            return [*self.model.forward(step.batch)[:, : self._n_vocab]]
         except DeviceError:
             raise
         except MemoryError:
@@ -396,9 +410,9 @@ class Serving:
             self._fail(rows.sequence, error)
         return None
 
-    def _continue(self, sequence: Sequence, logits: NDArray[np.float32]) -> None:
-        """Chooses the next tokens of a sequence from the logits [1 + guesses, n_vocab] of its last token and of the
-        guesses that the step checked: as many as these turn out to be right, and one more."""
+    def _continue(self, sequence: Sequence, logits: Sequence_[LogitRow]) -> None:
+        """Chooses the next tokens of a sequence from the logits of its last token and of the guesses that the step
+        checked: as many as these turn out to be right, and one more."""
         guess = sequence.guess or Guess()
         try:
             for place, row in enumerate(logits):
@@ -429,12 +443,11 @@ class Serving:
             self._finish(sequence, StopReason.CONTEXT)
 
     def _next_token(
-        self, sequence: Sequence, logits: NDArray[np.float32], guess: Guess, place: int | None
+        self, sequence: Sequence, logits: LogitRow, guess: Guess, place: int | None
     ) -> tuple[StopReason | None, bool]:
         """Adds a token and hands it out. place: of the guess that is checked, None where there is none. Returns why the
         answer ends, and whether the guess was right."""
         sampler = sequence.sampler
-        logits = logits[: self._n_vocab]
         candidates = sampler.candidates(logits, sequence.tokens)
         accepted = False
         if place is None:
@@ -453,7 +466,7 @@ class Serving:
                 self._scheduler.keep_guess(sequence)
         self.figures = sequence.figures(self._meter, now)
         event = Token(token, text, self.figures, accepted)
-        if sequence.logprobs:
+        if sequence.logprobs and not isinstance(logits, TopLogits):
             logprob, alternatives = log_probabilities(logits, token, sequence.logprobs)
             event = dataclasses.replace(event, logprob=logprob, alternatives=alternatives)
         sequence.stream.put(event)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.api import SamplingParams
+from engine.batch import TopLogits
 from engine.errors import DeviceError, RequestError
 from engine.grammar import Constraint
 from engine.sampling import candidates as c
@@ -89,9 +90,16 @@ class Sampler:
         self.accept(token)
         return token
 
-    def candidates(self, logits: NDArray[np.float32], history: Sequence[int]) -> Candidates:
+    def candidates(self, logits: NDArray[np.float32] | TopLogits, history: Sequence[int]) -> Candidates:
         """What the chain leaves to draw from; their softmax is the distribution of the next token. Arguments and
-        errors as in `sample`."""
+        errors as in `sample`; `most_wanted` of the largest logits, or more, are enough where that is not 0."""
+        if isinstance(logits, TopLogits):
+            if not logits.finite:
+                raise _invalid_logits("some")
+            remaining = Candidates(logits.ids, logits.logits, descending=True)
+            for step in self._chain:
+                remaining = step(remaining, history)
+            return remaining
         if logits.shape != (self._n_vocab,):
             raise DeviceError(f"The model produced {logits.shape} numbers where {self._n_vocab} belong.")
         _check_finite(logits)
@@ -103,6 +111,13 @@ class Sampler:
         for step in self._chain:
             remaining = step(remaining, history)
         return remaining if self._mirostat is None else self._mirostat.narrow(remaining)
+
+    @property
+    def most_wanted(self) -> int:
+        """How many of the largest logits are all that the chain looks at, whatever was said so far; 0: all of them."""
+        if len(self._bias) or self._singly or self._constraint is not None or self._mirostat is not None:
+            return 0
+        return self._most
 
     def accept(self, token: int) -> None:
         """Says that this token follows, whoever chose it; what depends on the past moves on."""
@@ -177,11 +192,14 @@ def _last(history: Sequence[int], n: int) -> Sequence[int]:
 def _check_finite(logits: NDArray[np.float32]) -> None:
     # argmax and argmin stop at the first NaN, and both are a fraction of the cost of isfinite
     if not (math.isfinite(logits[np.argmax(logits)]) and math.isfinite(logits[np.argmin(logits)])):
-        bad = int(np.count_nonzero(~np.isfinite(logits)))
-        raise DeviceError(
-            f"The model produced invalid numbers ({bad} of {len(logits)} logits are NaN or infinite).",
-            "Load the model again; if it happens again, choose another device or another model file.",
-        )
+        raise _invalid_logits(f"{np.count_nonzero(~np.isfinite(logits))} of {len(logits)}")
+
+
+def _invalid_logits(which: str) -> DeviceError:
+    return DeviceError(
+        f"The model produced invalid numbers ({which} logits are NaN or infinite).",
+        "Load the model again; if it happens again, choose another device or another model file.",
+    )
 
 
 def _describe(name: str, params: SamplingParams) -> str:

@@ -26,12 +26,13 @@ from engine.backends.opencl.gpu_batch import (
 from engine.backends.opencl.gpu_plan import MATVEC_ROWS, MOST_SLICES, Plan, Sizes
 from engine.backends.opencl.gpu_source import STEP_THREADS, HeadShape, KernelSizes, simt_source
 from engine.backends.opencl.gpu_step import WholeSteps, addresses, can_run, step_table, takes
+from engine.backends.opencl.gpu_top import TopFinder, top_bytes
 from engine.backends.opencl.gpu_variants import dot_variant, tensor_variant
 from engine.backends.opencl.kv_blocks import KV_LAYOUT, read_blocks, write_blocks
-from engine.backends.opencl.lowering import Buffer, Cache, Place, Program, lower, padded16
+from engine.backends.opencl.lowering import MOST_TOP, Buffer, Cache, Place, Program, lower, padded16
 from engine.backends.opencl.platforms import devices
 from engine.backends.opencl.weights import STAGING_BYTES, DeviceWeights
-from engine.batch import KV_BLOCK, Batch, MemoryUse, Progress, given_to_parts, split_logit_rows, step_rows
+from engine.batch import KV_BLOCK, Batch, MemoryUse, Progress, TopLogits, given_to_parts, split_logit_rows, step_rows
 from engine.errors import DeviceError, OutOfMemoryError, UnsupportedModelError
 from engine.gguf import GGUFFile
 from engine.graph import Graph, Weight
@@ -77,6 +78,7 @@ class GpuModel:
         self._turn = 0  # which of two inputs the next step writes
         self._buffers: list[Any] = []
         self._whole: WholeSteps | None = None
+        self._top: TopFinder | None = None
         self._weights = DeviceWeights(file, self._on, graph, on_gpu=True)
         names = self._weights.format_names()
         is_float = {name: FORMATS[name].is_float for name in names}
@@ -158,7 +160,7 @@ class GpuModel:
 
     def memory(self) -> MemoryUse:
         sizes = self._sizes
-        scratch = sizes["scratch"] + sizes["logits"] + sizes["partials"] + sizes["input"]
+        scratch = sum(size for what, size in sizes.items() if what != "cache")
         return MemoryUse(self._weights.total_bytes + self._adapters.n_bytes, sizes["cache"], scratch)
 
     def read_bandwidth(self) -> float | None:
@@ -183,6 +185,24 @@ class GpuModel:
 
     def _forward(self, batch: Batch, given: NDArray[np.float32] | None) -> NDArray[np.float32]:
         return self._run(batch, self._logits[: len(batch.logit_rows)], self._logits_buffer, 0, given)
+
+    @property
+    def most_top(self) -> int:
+        return MOST_TOP if self._top else 0
+
+    def top(self, batch: Batch, count: int, among: int) -> list[TopLogits]:
+        import pyopencl as cl
+
+        assert self._top
+        nothing, found = np.empty(0, np.float32), []
+        for part in (part for some in split_logit_rows(batch, MAX_LOGIT_ROWS) for part in split_slots(some)):
+            self._run(part, nothing, None, 0, None)
+            try:
+                rows = len(part.logit_rows)
+                found += self._top.find(self._logits_buffer, rows, count, among) if rows else []
+            except cl.Error as error:
+                raise _device_error(error) from error
+        return found
 
     def hidden(self, batch: Batch, given: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         if self._ends_hidden:
@@ -260,6 +280,7 @@ class GpuModel:
                 "partials": 4 * PARTIAL_SLOTS * partial,
                 "scratch": self._program.scratch_bytes_per_row * rows,
                 "logits": self._program.logit_bytes_per_row * logit_rows,
+                "top": 0 if self._ends_hidden else top_bytes(self._program.logit_bytes_per_row // 4, logit_rows),
                 "input": 4 * input_words(rows, self.n_blocks, self._program.ropes, logit_rows),
             }
             together = self._weights.total_bytes + STAGING_BYTES + sum(self._sizes.values())
@@ -323,6 +344,9 @@ class GpuModel:
         self._logits_buffer = allocate(self._sizes["logits"])
         row_bytes = self._program.logit_bytes_per_row
         self._logits = np.empty((self._sizes["logits"] // row_bytes, row_bytes // 4), np.float32)
+        if self._sizes["top"]:
+            self._top = TopFinder(self._on, self._kernels, row_bytes // 4, MAX_LOGIT_ROWS)
+            self._buffers += self._top.buffers
         self._inputs = [np.zeros(self._sizes["input"] // 4, np.int32) for _ in range(2)]
         self._copied: list[Any] = [None, None]
 

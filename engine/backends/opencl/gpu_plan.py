@@ -100,7 +100,8 @@ class Plan:
         self._partials = partials
         self._sizes = sizes
         self._adapters = adapters
-        self._sites = [site for phase in program.phases for site in _sites(phase)]
+        phases = [phase for phase in program.phases if phase[0].kind != "top"]  # which gpu_top.py does
+        self._sites = [site for phase in phases for site in _sites(phase)]
         self._hidden_sites = sum(len(_sites(phase)) for phase in program.phases[: program.hidden_phases])
         self._bound: dict[tuple[int, str], list[Launch]] = {}
         self._lists: dict[tuple[str, str, int, bool], list[Launch]] = {}

@@ -125,6 +125,7 @@ def simt_source(
         read("simt_rows.cl"),
         read("simt_lora.cl"),
         read("simt_experts.cl"),
+        read("simt_top.cl"),
         read("simt_arguments.cl"),
         read("simt_tensor.cl") if tensor_cores else "",
         read("simt_op.cl") if sizes.step else "",

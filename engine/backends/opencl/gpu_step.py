@@ -35,6 +35,9 @@ OP = np.dtype(
 KINDS = ("embed", "prepare", "matmul", "store_kv", "attend", "combine", "add", "copy")
 """In the order of OP_* there."""
 
+APART = ("lora", "top")
+"""What others do, where it is wanted."""
+
 ONCE = -1
 """In place of the word of the input that counts how often an operation's places come."""
 
@@ -47,7 +50,7 @@ def can_run(program: Program, device: Device) -> bool:
     """Whether the program has only operations that the kernel knows, and the device room and work-groups for it."""
     kinds = {step.kind for phase in program.phases for step in phase}
     fits = device.is_cpu or int(device.handle.local_mem_size) >= LOCAL_BYTES
-    return kinds <= {*KINDS, "lora"} and program.causal and device.runs_together > 0 and fits
+    return kinds <= {*KINDS, *APART} and program.causal and device.runs_together > 0 and fits
 
 
 def takes(counts: Counts) -> bool:
@@ -77,7 +80,7 @@ def step_table(
     address: where a place lies in device memory; 0 for None."""
     ops, starts, hidden = [], [0], 0
     for index, phase in enumerate(program.phases):
-        if phase[0].kind != "lora":
+        if phase[0].kind not in APART:
             ops += [_operation(step, list(types), list(shapes), slices, address) for step in phase]
             starts.append(len(ops))
         if index < program.hidden_phases:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import numpy as np
+
 from engine.backends.opencl.formats import FORMATS
 from engine.errors import UnsupportedModelError
 from engine.graph import (
@@ -41,7 +43,7 @@ from engine.graph import (
 
 Kind = Literal[
     "embed", "prepare", "matmul", "store_kv", "attend", "combine", "add", "copy", "route", "sort", "experts",
-    "expert_sum", "store_row", "convolve", "lora", "lora_up", "lora_embed",
+    "expert_sum", "store_row", "convolve", "lora", "top", "lora_up", "lora_embed",
 ]  # fmt: skip
 """Those of step.cl in its order, and two that gpu_plan.py adds."""
 
@@ -65,6 +67,12 @@ CHUNK_BYTES = 128 << 10
 
 MAX_EXPERTS = 1024
 """As in experts.cl."""
+
+MOST_TOP = 64
+"""Of the largest logits of a row, so many can be had by themselves: as in top.cl."""
+
+TOP = np.dtype([("finite", np.int32), ("ids", np.int32, MOST_TOP), ("logits", np.float32, MOST_TOP)])
+"""What there is of them; the struct Top there."""
 
 GROUP = 16
 """Rows of weights that lie together; outputs of stacked matrices must be a multiple."""
@@ -145,6 +153,7 @@ class Program:
 
     hidden: where Graph.hidden is after the first hidden_phases phases, if the graph has it.
     causal: of the graph. given: where the rows go that a step is given, if it begins with such.
+    top: where the largest logits go when they are asked for; rows are the logits'. None for an encoder.
     sites: where adapters can act; steps name them by their number. lora_slots: most products of one phase. The phases
     that begin with a step of the kind "lora" have nothing to do where no adapters act.
     """
@@ -162,6 +171,7 @@ class Program:
     cache_bytes: dict[Cache, int] = field(default_factory=dict)
     sites: list[Site] = field(default_factory=list)
     lora_slots: int = 1
+    top: Buffer | None = None
 
 
 def prepared_bytes(k: int) -> int:
@@ -226,6 +236,9 @@ class _Lowering:
                 self._lower(op)
         sites, slots = self._add_adapters()
         logits = self.floats[self.graph.logits.id]
+        top = None if self.graph.ends_hidden else Buffer(TOP.itemsize)
+        if top:
+            self.phases.append([Step("top", (logits, top), True, k=self.graph.n_vocab)])
         scratch, logit_bytes = self._assign_offsets(logits)
         attentions = [op for op in self.graph.operations if isinstance(op, Attention)]
         hidden = self.floats[self.graph.hidden.id] if self.graph.hidden else None
@@ -244,6 +257,7 @@ class _Lowering:
             self.cache_bytes,
             sites,
             slots,
+            top,
         )
 
     def _add_adapters(self) -> tuple[list[Site], int]:

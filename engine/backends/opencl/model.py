@@ -17,6 +17,8 @@ from engine.backends.opencl.formats import FORMATS
 from engine.backends.opencl.kv_blocks import KV_LAYOUT, read_blocks, write_blocks
 from engine.backends.opencl.lowering import (
     MAX_QUERIES,
+    MOST_TOP,
+    TOP,
     Buffer,
     Cache,
     Kind,
@@ -32,7 +34,16 @@ from engine.backends.opencl.platforms import devices
 from engine.backends.opencl.segments import cut_attention, whole_tiles
 from engine.backends.opencl.source import step_source
 from engine.backends.opencl.weights import DeviceWeights
-from engine.batch import KV_BLOCK, Batch, MemoryUse, Progress, given_to_parts, split_logit_rows, step_rows
+from engine.batch import (
+    KV_BLOCK,
+    Batch,
+    MemoryUse,
+    Progress,
+    TopLogits,
+    given_to_parts,
+    split_logit_rows,
+    step_rows,
+)
 from engine.errors import DeviceError, OutOfMemoryError, UnsupportedModelError
 from engine.gguf import GGUFFile
 from engine.graph import Graph, Weight
@@ -58,7 +69,7 @@ OP = np.dtype(
 )
 """One operation; the struct Op of step.cl. Fields have the names of Step's."""
 
-HEADER_WORDS = 21
+HEADER_WORDS = 23
 """Words at the start of a step's input; IN_* in step.cl. The offsets of the rope tables follow from word 13."""
 
 TILE_WORDS = 8
@@ -69,6 +80,9 @@ LORA_WORD = 16
 
 TOGETHER_WORD = 20
 """Whether tiles of attention take all key/value heads that fit; see _fill_input."""
+
+TOP_WORD = 21
+"""Where the words about the largest logits begin."""
 
 MAX_ROPES = 3
 
@@ -223,6 +237,22 @@ class OpenCLModel:
         self._run(batch, self._whole, given)
         return self._logits[: len(batch.logit_rows)]
 
+    @property
+    def most_top(self) -> int:
+        return MOST_TOP if self._program.top else 0
+
+    def top(self, batch: Batch, count: int, among: int) -> list[TopLogits]:
+        assert self._program.top
+        count = min(count, among)
+        begin, found = self._program.top.offset * self.max_rows // 4, []
+        for part in split_logit_rows(batch, self._max_logit_rows):
+            self._run(part, self._whole, None, (count, among))
+            words = len(part.logit_rows) * TOP.itemsize // 4
+            for row in self._scratch_floats[begin : begin + words].view(TOP):
+                ids = row["ids"][:count].astype(np.int64)
+                found.append(TopLogits(ids, row["logits"][:count].copy(), bool(row["finite"])))
+        return found
+
     def hidden(self, batch: Batch, given: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         if self._ends_hidden:
             return self._forward(batch, given)
@@ -231,13 +261,20 @@ class OpenCLModel:
         rows, begin = len(batch.logit_rows), self._program.hidden.offset * self.max_rows // 4
         return self._scratch_floats[begin : begin + rows * self.hidden_width].reshape(rows, self.hidden_width).copy()
 
-    def _run(self, batch: Batch, steps: list[_Replay], given: NDArray[np.float32] | None) -> None:
+    def _run(
+        self,
+        batch: Batch,
+        steps: list[_Replay],
+        given: NDArray[np.float32] | None,
+        top: tuple[int, int] = (0, 0),
+    ) -> None:
         """Runs a step, the one without or the one with adapters. Its input is written where the device reads it, and
         what comes out is read where it lies: a copy of either would be a command that the step waits for."""
         import pyopencl as cl
 
         step = steps[any(batch.adapters)]
         self._fill_input(batch, step.parity)
+        self._input[TOP_WORD : TOP_WORD + 2] = top
         if given is not None and self._program.given:
             at = self._program.given.offset * self.max_rows // 4
             self._scratch_floats[at : at + given.size] = given.ravel()

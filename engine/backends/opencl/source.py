@@ -60,6 +60,7 @@ def step_source(names: Iterable[str], relax: str, max_width: int, kv_type: str) 
         read("attend_tile.cl"),
         read("experts.cl"),
         read("lora.cl"),
+        read("top.cl"),
         read("step.cl"),
     ]
     return "\n".join(parts)
