@@ -171,7 +171,7 @@ static void attend_tile(const Attend *a)
         if (a->partial) {
             __global float *to = a->partial + row * a->partial_stride + (long)head * (padded + 2);
             for (int d = 0; d < vectors; d++)
-                vstore16(sum[d], d, to);
+                store16(sum[d], to + 16 * d);
             to[padded] = state[i].best;
             to[padded + 1] = state[i].total;
             continue;

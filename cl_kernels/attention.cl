@@ -53,7 +53,7 @@ static inline __attribute__((always_inline)) void finish_row(
     const float total = all.total * weight + (sink ? exp16((float16)(at - most)).s0 : 0.0f);
     int d = 0;
     for (; d + 16 <= value_width; d += 16)
-        vstore16(sum[d / 16] * (weight / total), 0, out + d);
+        store16(sum[d / 16] * (weight / total), out + d);
     for (; d < value_width; d++)
         out[d] = ((const __private float *)sum)[d] * (weight / total);
 }

@@ -73,7 +73,7 @@ static inline void store_values(const __global float *v, int width, int position
 {
     __global short *to = (__global short *)head + (long)position * padded16(width);
     for (int d = 0; d < width; d += 16)
-        vstore16(half16_bits(columns16(v, d, width)), 0, to + d);
+        store_short16(half16_bits(columns16(v, d, width)), to + d);
 }
 
 #else

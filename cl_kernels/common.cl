@@ -145,6 +145,16 @@ static inline __attribute__((always_inline)) int16 load_int16(const __global voi
     return *(const __global int16_unaligned *)p;
 }
 
+static inline __attribute__((always_inline)) void store_char16(char16 x, __global char *p)
+{
+    *(__global uchar16_unaligned *)p = __builtin_astype(x, uchar16);
+}
+
+static inline __attribute__((always_inline)) void store_short16(short16 x, __global void *p)
+{
+    *(__global short16_unaligned *)p = x;
+}
+
 static inline __attribute__((always_inline)) uchar16 load_uchar16(const __global uchar *p)
 {
     return *(const __global uchar16_unaligned *)p;

@@ -52,19 +52,24 @@ static inline __attribute__((always_inline)) void T(scales)(
 
 #define FETCH_BLOCKS (FETCH_BYTES / BLOCK_BYTES)
 
-static inline __attribute__((always_inline)) void T(fetch)(
-    const __global uchar *block, const __global uchar *records, int number)
+static inline __attribute__((always_inline)) void T(fetch_scales)(const __global uchar *records, int number)
 {
-    _Pragma("unroll") for (int i = 0; i < BLOCK_BYTES; i += 64) FETCH(block + i);
     if (number % (SUPER / 32) == 0)
         _Pragma("unroll") for (int i = 0; i < RECORD_BYTES; i += 64)
             FETCH(records + (long)(number / (SUPER / 32)) * RECORD_BYTES + i);
 }
 
+static inline __attribute__((always_inline)) void T(fetch)(
+    const __global uchar *block, const __global uchar *records, int number)
+{
+    _Pragma("unroll") for (int i = 0; i < BLOCK_BYTES; i += 64) FETCH(block + i);
+    T(fetch_scales)(records, number);
+}
+
 #define PARTS (32 / SUB)
 
 // acc[t] = 16 rows of the group times activation row x[t]. TILE_PART does it for part j of block b, whose quants are w.
-#define DEFINE_DOT(NAME, TILE, FETCHES)                                                                                \
+#define DEFINE_DOT(NAME, TILE)                                                                                         \
     static inline __attribute__((always_inline)) void T(NAME)(                                                         \
         const __global uchar *group, int k, const __global char *const *x, float16 *acc)                               \
     {                                                                                                                  \
@@ -77,12 +82,10 @@ static inline __attribute__((always_inline)) void T(fetch)(
         for (int b = 0; b < blocks; b++) {                                                                             \
             int16 w[8];                                                                                                \
             UNPACK(group + (long)b * BLOCK_BYTES, w, WORDS16)                                                          \
-            if (FETCHES) {                                                                                             \
-                T(fetch)(ahead + (long)ahead_block * BLOCK_BYTES, ahead + (long)blocks * BLOCK_BYTES, ahead_block);    \
-                if (++ahead_block == blocks) {                                                                         \
-                    ahead_block = 0;                                                                                   \
-                    ahead += T(group_bytes)(k);                                                                        \
-                }                                                                                                      \
+            T(fetch)(ahead + (long)ahead_block * BLOCK_BYTES, ahead + (long)blocks * BLOCK_BYTES, ahead_block);        \
+            if (++ahead_block == blocks) {                                                                             \
+                ahead_block = 0;                                                                                       \
+                ahead += T(group_bytes)(k);                                                                            \
             }                                                                                                          \
             float16 scale[PARTS], minimum[PARTS];                                                                      \
             T(scales)(records, b, scale, minimum);                                                                     \
@@ -119,12 +122,6 @@ static inline __attribute__((always_inline)) void T(fetch)(
         }                                                                                                              \
         ADD_PART(t, low + (high << 7))                                                                                 \
     }
-
-#define MOST 8
-#define FEWER 4
-DEFINE_DOT(dot_1, 1, 1)
-DEFINE_DOT(dot_fewer, FEWER, 0)
-DEFINE_DOT(dot_most, MOST, 0)
 #else
 #define TILE_PART(TILE)                                                                                                \
     int8 lo[TILE], hi[TILE];                                                                                           \
@@ -148,58 +145,63 @@ DEFINE_DOT(dot_most, MOST, 0)
         SUMS_OF(t)                                                                                                     \
         ADD_PART(t, ((int16)(lo[t], hi[t])))                                                                           \
     }
+#endif
 
 #define MOST 4
 #define FEWER 2
-DEFINE_DOT(dot_1, 1, 1)
-DEFINE_DOT(dot_fewer, FEWER, 1)
-DEFINE_DOT(dot_most, MOST, 1)
+DEFINE_DOT(dot_1, 1)
+DEFINE_DOT(dot_fewer, FEWER)
+DEFINE_DOT(dot_most, MOST)
 
-// `count` blocks of a group from the first on into a panel (panel.cl); asks for the panel after this one
-static void T(unpack_panel)(const __global uchar *group, int blocks, int first, int count, Panel *panel)
+// `count` blocks of a group from the first on into a panel (panel.cl); asks for the panel after this one, or for
+// its scales alone
+static void T(unpack_panel)(const __global uchar *group, const __global uchar *ahead, int blocks, int first, int next,
+                            int count, Panel *panel)
 {
-    const __global uchar *records = group + (long)blocks * BLOCK_BYTES;
-    const int next = first + count < blocks ? first + count : 0;
-    const __global uchar *ahead = next ? group : group + T(group_bytes)(32 * blocks);
+    const long records = (long)blocks * BLOCK_BYTES;
     for (int b = 0; b < count; b++) {
         int16 w[8];
-        T(fetch)(ahead + (long)(next + b) * BLOCK_BYTES, ahead + (long)blocks * BLOCK_BYTES, next + b);
+        if (UNPACK_FETCHES)
+            T(fetch)(ahead + (long)(next + b) * BLOCK_BYTES, ahead + records, next + b);
+        else
+            T(fetch_scales)(ahead + records, next + b);
         UNPACK(group + (long)(first + b) * BLOCK_BYTES, w, WORDS16)
-        _Pragma("unroll") for (int i = 0; i < 8; i++) {
-            panel->w[16 * b + 2 * i] = less_offset(w[i] & 0x00ff00ff, OFFSET);
-            panel->w[16 * b + 2 * i + 1] = less_offset((w[i] >> 8) & 0x00ff00ff, OFFSET);
-        }
-        T(scales)(records, first + b, panel->scale + PARTS * b, panel->minimum + PARTS * b);
+        _Pragma("unroll") for (int i = 0; i < 8; i++) panel_word(panel, 8 * b + i, w[i], OFFSET);
+        T(scales)(group + records, first + b, panel->scale + PARTS * b, panel->minimum + PARTS * b);
     }
 }
 
 #if SUB == 32 && !HAS_MINIMUM
-#define MULTIPLY_PANEL multiply_panel_0
+#define MULTIPLY_PANELS multiply_panels_1_0
 #elif SUB == 32
-#define MULTIPLY_PANEL multiply_panel_1
+#define MULTIPLY_PANELS multiply_panels_1_1
 #elif !HAS_MINIMUM
-#define MULTIPLY_PANEL multiply_panel_2
+#define MULTIPLY_PANELS multiply_panels_2_0
 #else
-#define MULTIPLY_PANEL multiply_panel_3
+#define MULTIPLY_PANELS multiply_panels_2_1
 #endif
 #define PANEL_COLUMNS (32 * PANEL_BLOCKS)
-#define PANEL_RESULT(t) acc[t]
+#define PANEL_RESULT(g, t) acc[(g) * PANEL_ROWS + t]
 
-// acc[t] += columns first .. first + count - 1 of a group times activation row x[t], for `rows` rows, a multiple of 4
-static inline void T(add_columns)(
-    const __global uchar *group, int k, int first, int count, const __global char *const *x, int rows, float16 *acc)
+// acc[g * PANEL_ROWS + t] += columns first .. last - 1 of group g times activation row x[t], for up to PANEL_GROUPS
+// groups and `rows` rows, a multiple of 4
+static inline void T(add_columns)(const __global uchar *weights, int groups, int k, int first, int last,
+                                  const __global char *const *x, int rows, float16 *acc)
 {
-    Panel panel;
-    T(unpack_panel)(group, k / 32, first / 32, count / 32, &panel);
-    for (int t = 0; t < rows; t += 4)
-        MULTIPLY_PANEL(&panel, first / 32, count / 32, k, x + t, acc + t);
+    const long bytes = T(group_bytes)(k);
+    const int blocks = k / 32, at = first / 32, count = (last - first) / 32, next = last < k ? last / 32 : 0;
+    const __global uchar *ahead = next ? weights : weights + groups * bytes; // the panels after these
+    Panel panel[PANEL_GROUPS];
+    for (int g = 0; g < groups; g++)
+        T(unpack_panel)(weights + g * bytes, ahead + g * bytes, blocks, at, next, count, panel + g);
+    const Ahead raw = {ahead + (long)next * BLOCK_BYTES, bytes, BLOCK_BYTES};
+    MULTIPLY_PANELS(panel, groups, at, count, k, OFFSET, x, rows, acc, &raw);
 }
-#endif
 
-// of the last MOST + 1 none stays alone where two times FEWER are as many
+// How many of the rows that are left go together
 static inline __attribute__((always_inline)) int T(tile)(int left)
 {
-    return left >= MOST && !(left == MOST + 1 && left == 2 * FEWER) ? MOST : left >= FEWER ? FEWER : 1;
+    return left >= MOST ? MOST : left >= FEWER ? FEWER : 1;
 }
 
 static inline __attribute__((always_inline)) void T(dot)(

@@ -75,20 +75,20 @@ static inline __attribute__((always_inline)) void T(dot)(
     }
 }
 
-#ifdef PANEL_ROWS
+#ifdef PANEL_FLOATS
 #define PANEL_COLUMNS PANEL_FLOATS
-#define PANEL_RESULT(t) (acc[t] + acc[PANEL_ROWS + (t)])
+#define PANEL_RESULT(g, t) (acc[t] + acc[PANEL_ROWS + (t)])
 
 // As in matmul.cl; odd columns are added up apart, in acc[PANEL_ROWS + t].
-static inline void T(add_columns)(
-    const __global uchar *group, int k, int first, int count, const __global char *const *x, int rows, float16 *acc)
+static inline void T(add_columns)(const __global uchar *group, int groups, int k, int first, int last,
+                                  const __global char *const *x, int rows, float16 *acc)
 {
     Panel panel;
-    for (int i = 0; i < count; i++)
-        panel.f[i] = LOAD16(group + (long)(first + i) * 16 * ELEMENT_BYTES);
+    for (int i = first; i < last; i++)
+        panel.f[i - first] = LOAD16(group + (long)i * 16 * ELEMENT_BYTES);
     for (int t = 0; t < rows; t += 4) {
-        multiply_floats(panel.f, first, count, x + t, acc + t);
-        multiply_floats(panel.f + 1, first + 1, count - 1, x + t, acc + PANEL_ROWS + t);
+        multiply_floats(panel.f, first, last - first, x + t, acc + t);
+        multiply_floats(panel.f + 1, first + 1, last - first - 1, x + t, acc + PANEL_ROWS + t);
     }
 }
 #endif

@@ -5,7 +5,7 @@
 static void T(matmul_panels)(const __global uchar *weights, int first, int last, const Product *p)
 {
     const long bytes = T(group_bytes)(p->k);
-    const int turns = (p->rows + PANEL_ROWS - 1) / PANEL_ROWS;
+    const int turns = (p->rows + PANEL_ROWS - 1) / PANEL_ROWS, panels = (p->k + PANEL_COLUMNS - 1) / PANEL_COLUMNS;
     float16 acc[2 * PANEL_ROWS];
     const __global char *x[PANEL_ROWS];
     for (int turn = 0; turn < turns; turn++) {
@@ -13,13 +13,17 @@ static void T(matmul_panels)(const __global uchar *weights, int first, int last,
         const int padded = (end - begin + 3) / 4 * 4;
         for (int t = 0; t < padded; t++)
             x[t] = product_input(p, min(begin + t, end - 1));
-        for (int g = first; g < last; g++) {
+        for (int group = first; group < last; group += PANEL_GROUPS) {
+            const int groups = min(PANEL_GROUPS, last - group);
             for (int t = 0; t < padded; t++)
                 acc[t] = acc[PANEL_ROWS + t] = (float16)(0.0f);
-            for (int at = 0; at < p->k; at += PANEL_COLUMNS)
-                T(add_columns)(weights + g * bytes, p->k, at, min(PANEL_COLUMNS, p->k - at), x, padded, acc);
-            for (int t = begin; t < end; t++)
-                product_output(p, t, 16 * g, PANEL_RESULT(t - begin));
+            for (int i = 0, at = 0, next; i < panels; i++, at = next) {
+                next = i + 1 < panels ? p->k / 32 * (i + 1) / panels * 32 : p->k;
+                T(add_columns)(weights + group * bytes, groups, p->k, at, next, x, padded, acc);
+            }
+            for (int g = 0; g < groups; g++)
+                for (int t = begin; t < end; t++)
+                    product_output(p, t, 16 * (group + g), PANEL_RESULT(g, t - begin));
         }
     }
 }

@@ -1,13 +1,32 @@
-// Many rows of activations: weights are unpacked once into a panel, which then serves them all, four at a time.
+// Many rows of activations: weights are unpacked once into a panel, which then serves them all.
 //
-// A panel is some columns of a group of 16 rows of weights. Quantised weights, whatever their type, are int16 there with
-// the offset subtracted, and have scales in float32; weights in floating point are float32. Sums are those of matmul.cl
-// and matmul_float.cl to the bit: integers are exact, and floats are added in the same order.
+// A panel is some columns of a group of 16 rows of weights. Quantised weights, whatever their type, are bytes there where
+// activations are (panel_bytes.cl), else int16 with the offset subtracted (panel_words.cl), and have scales in float32;
+// weights in floating point are float32. Sums are those of matmul.cl and matmul_float.cl to the bit: integers are exact,
+// and floats are added in the same order.
 
-#define PANEL_BLOCKS 16 // of 32 columns, of quantised weights
-#define PANEL_FLOATS 256 // columns of weights in floating point
+#define PANEL_BLOCKS 16 // of 32 columns, of quantised weights, at most
 #define PANEL_ROWS 64   // rows of activations that a panel serves before the next takes its place
 #define PANEL_LEAST 8   // with fewer rows it does not pay
+
+#ifdef REALM_BYTES
+#define PANEL_GROUPS 2   // that go together
+#define UNPACK_FETCHES 0 // fetch_panels does
+
+typedef struct {
+    int16 w[8 * PANEL_BLOCKS];
+    float16 scale[2 * PANEL_BLOCKS], minimum[2 * PANEL_BLOCKS];
+} Panel;
+
+// Puts word i of the columns into the panel.
+static inline __attribute__((always_inline)) void panel_word(Panel *panel, int i, int16 w, int offset)
+{
+    panel->w[i] = w;
+}
+#else
+#define PANEL_GROUPS 1
+#define UNPACK_FETCHES 1 // weights for the next panel: spread among the products it slows AVX2 down
+#define PANEL_FLOATS 256 // columns of weights in floating point
 
 typedef struct {
     union {
@@ -23,73 +42,31 @@ static inline __attribute__((always_inline)) int16 less_offset(int16 pairs, shor
                    __builtin_astype(__builtin_astype(pairs.hi, short16) - offset, int8));
 }
 
-// acc[t] += blocks first .. first + count - 1 of the group times activation row x[t], for four rows of k values
-#define DEFINE_MULTIPLY(NAME, PARTS, MINIMUM)                                                                          \
-    static __attribute__((noinline)) void NAME(                                                                        \
-        const Panel *panel, int first, int count, int k, const __global char *const *x, float16 *acc)                  \
-    {                                                                                                                  \
-        const int blocks = k / 32;                                                                                     \
-        const __global char *const x0 = x[0], *const x1 = x[1], *const x2 = x[2], *const x3 = x[3];                    \
-        for (int b = 0; b < count; b++) {                                                                              \
-            const int at = first + b;                                                                                  \
-            _Pragma("unroll") for (int j = 0; j < PARTS; j++)                                                          \
-            {                                                                                                          \
-                int8 lo[4], hi[4];                                                                                     \
-                _Pragma("unroll") for (int t = 0; t < 4; t++) lo[t] = hi[t] = (int8)(0);                               \
-                _Pragma("unroll") for (int i = j * (16 / PARTS); i < (j + 1) * (16 / PARTS); i++)                      \
-                {                                                                                                      \
-                    const int8 w_lo = panel->w[16 * b + i].lo, w_hi = panel->w[16 * b + i].hi;                         \
-                    _Pragma("unroll") for (int t = 0; t < 4; t++)                                                      \
-                    {                                                                                                  \
-                        const __global char *row = t == 0 ? x0 : t == 1 ? x1 : t == 2 ? x2 : x3;                       \
-                        const int q = ((const __global int *)(row + at * 64))[i];                                      \
-                        lo[t] = dot2(lo[t], w_lo, q);                                                                  \
-                        hi[t] = dot2(hi[t], w_hi, q);                                                                  \
-                    }                                                                                                  \
-                }                                                                                                      \
-                _Pragma("unroll") for (int t = 0; t < 4; t++)                                                          \
-                {                                                                                                      \
-                    const __global char *row = t == 0 ? x0 : t == 1 ? x1 : t == 2 ? x2 : x3;                           \
-                    const __global float *x_scale = (const __global float *)(row + 2 * (long)k);                       \
-                    const __global float *x_sum = x_scale + blocks;                                                    \
-                    const __global int *q_sum = (const __global int *)(x_sum + blocks);                                \
-                    acc[t] = add_scaled(acc[t], (int16)(lo[t], hi[t]), panel->scale[PARTS * b + j], x_scale[at]);      \
-                    if (MINIMUM)                                                                                       \
-                        acc[t] = add_minimum(acc[t], panel->minimum[PARTS * b + j],                                    \
-                                             PARTS == 1 ? x_sum[at]                                                    \
-                                                        : x_scale[at] * (float)q_sum[blocks + 2 * at + j]);            \
-                }                                                                                                      \
-            }                                                                                                          \
-        }                                                                                                              \
-    }
-
-DEFINE_MULTIPLY(multiply_panel_0, 1, 0)
-DEFINE_MULTIPLY(multiply_panel_1, 1, 1)
-DEFINE_MULTIPLY(multiply_panel_2, 2, 0)
-DEFINE_MULTIPLY(multiply_panel_3, 2, 1)
-#undef DEFINE_MULTIPLY
-
-// acc[t] += every other column of a panel times activation row x[t], of `count` columns from the first on
-static __attribute__((noinline)) void multiply_floats(
-    const float16 *w, int first, int count, const __global char *const *x, float16 *acc)
+// Puts word i of the columns into the panel.
+static inline __attribute__((always_inline)) void panel_word(Panel *panel, int i, int16 w, int offset)
 {
-    float8 lo[4], hi[4];
-    _Pragma("unroll") for (int t = 0; t < 4; t++) {
-        lo[t] = acc[t].lo;
-        hi[t] = acc[t].hi;
-    }
-    const __global float *const x0 = (const __global float *)x[0] + first, *const x1 = (const __global float *)x[1] + first;
-    const __global float *const x2 = (const __global float *)x[2] + first, *const x3 = (const __global float *)x[3] + first;
-    for (int i = 0; i < count; i += 2) {
-        const float8 w_lo = w[i].lo, w_hi = w[i].hi;
-        lo[0] += w_lo * x0[i];
-        hi[0] += w_hi * x0[i];
-        lo[1] += w_lo * x1[i];
-        hi[1] += w_hi * x1[i];
-        lo[2] += w_lo * x2[i];
-        hi[2] += w_hi * x2[i];
-        lo[3] += w_lo * x3[i];
-        hi[3] += w_hi * x3[i];
-    }
-    _Pragma("unroll") for (int t = 0; t < 4; t++) acc[t] = (float16)(lo[t], hi[t]);
+    panel->w[2 * i] = less_offset(w & 0x00ff00ff, offset);
+    panel->w[2 * i + 1] = less_offset((w >> 8) & 0x00ff00ff, offset);
+}
+#endif
+
+// Where the blocks lie that the next panels are made of: `bytes` each, `stride` between groups
+typedef struct {
+    const __global uchar *blocks;
+    long stride;
+    int bytes;
+} Ahead;
+
+#define ONLY_TURN -1 // where one turn serves all rows
+
+// Asks for the next panels' block b while these are multiplied, so that requests do not come faster than memory answers:
+// the first turn of rows for every other block, the second for the rest.
+static inline __attribute__((always_inline)) void fetch_panels(const Ahead *ahead, int b, int turn, int groups)
+{
+    if (turn != (b & 1) && turn != ONLY_TURN)
+        return;
+    const __global uchar *block = ahead->blocks + (long)b * ahead->bytes;
+    for (int i = 0; i < ahead->bytes; i += 64)
+        for (int g = 0; g < groups; g++)
+            FETCH(block + g * ahead->stride + i);
 }

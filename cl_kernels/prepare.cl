@@ -33,10 +33,10 @@ static inline __attribute__((always_inline)) void quantise_block(
     const int16 b = __builtin_convertvector((hi * inverse + magic) - magic, int16);
 #ifdef REALM_BYTES
     const int16 high_a = (a + 64) >> 7, high_b = (b + 64) >> 7;
-    vstore16(__builtin_convertvector(high_a, char16), 0, row + block * 64);
-    vstore16(__builtin_convertvector(high_b, char16), 0, row + block * 64 + 16);
-    vstore16(__builtin_convertvector(a - (high_a << 7), char16), 0, row + block * 64 + 32);
-    vstore16(__builtin_convertvector(b - (high_b << 7), char16), 0, row + block * 64 + 48);
+    store_char16(__builtin_convertvector(high_a, char16), row + block * 64);
+    store_char16(__builtin_convertvector(high_b, char16), row + block * 64 + 16);
+    store_char16(__builtin_convertvector(a - (high_a << 7), char16), row + block * 64 + 32);
+    store_char16(__builtin_convertvector(b - (high_b << 7), char16), row + block * 64 + 48);
 #else
     const short16 short_a = __builtin_convertvector(a, short16), short_b = __builtin_convertvector(b, short16);
     __global short16_unaligned *q = (__global short16_unaligned *)(row + block * 64);

@@ -197,7 +197,7 @@ _MACROS = [
     "PARTS",
     "MOST",
     "FEWER",
-    "MULTIPLY_PANEL",
+    "MULTIPLY_PANELS",
     "PANEL_COLUMNS",
     "PANEL_RESULT",
     "HAS_MINIMUM",

@@ -408,7 +408,14 @@ class _Lowering:
     def _chunk(self, groups: int, type_: str, columns: int) -> int:
         """Groups of a product that a work-group takes at a time: as few as make the start of a chunk worth it."""
         worth = -(-CHUNK_BYTES // FORMATS[type_].group_bytes(columns))
-        return max(1, min(max(worth, groups // (16 * self.workers)), groups // (2 * self.workers)))
+        most = min(max(worth, groups // (16 * self.workers)), groups // (2 * self.workers))
+
+        def turns(chunk: int) -> int:
+            """What falls to a work-group that gets as many chunks as any."""
+            return -(-groups // chunk // self.workers) * chunk
+
+        # even numbers, for panels take two groups where there are many rows
+        return min(range(most - most % 2, 1, -2), key=turns, default=1)
 
     def _attention(self, op: Attention) -> None:
         table = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cache
 from importlib.resources import files
+from itertools import product
 
 from engine.backends.opencl.formats import FORMATS, grid_definition, type_definitions, type_undefinitions
 
@@ -24,6 +25,26 @@ def repack_source(names: Iterable[str]) -> str:
     return "\n".join(parts)
 
 
+def _panels() -> list[str]:
+    """Products of many rows, for activations as bytes and as words; of the former, one for each kind of tile."""
+    tiles = []
+    for values in product((1, 2), (4, 8), (1, 2), (0, 1)):
+        names = ("GROUPS", "TILE", "PARTS", "MINIMUM")
+        suffix = "_".join(map(str, values))
+        tiles.append(f"#define P(name) name##_{suffix}")
+        tiles += [f"#define {name} {value}" for name, value in zip(names, values, strict=True)]
+        tiles += [read("panel_tile.cl"), *(f"#undef {name}" for name in ("P", *names))]
+    return [
+        read("panel.cl"),
+        "#ifdef REALM_BYTES",
+        *tiles,
+        read("panel_bytes.cl"),
+        "#else",
+        read("panel_words.cl"),
+        "#endif",
+    ]
+
+
 def step_source(names: Iterable[str], relax: str, max_width: int, kv_type: str) -> str:
     """The kernel `run_step` for the types, in the order in which operations number them.
 
@@ -31,7 +52,7 @@ def step_source(names: Iterable[str], relax: str, max_width: int, kv_type: str) 
     kv_type: of KV_TYPES in engine/api.py.
     """
     names = list(names)
-    parts = [read("common.cl"), read("prepare.cl"), "#ifndef REALM_BYTES", read("panel.cl"), "#endif"]
+    parts = [read("common.cl"), read("prepare.cl"), *_panels()]
     for name in names:
         body = ("matmul_float.cl",) if FORMATS[name].is_float else ("layout.cl", "matmul.cl")
         parts += [
