@@ -192,22 +192,6 @@ static inline __attribute__((always_inline)) float16 load_half16(const __global 
 #endif
 }
 
-#ifdef REALM_F16_F16C
-typedef short v8half_unaligned __attribute__((vector_size(16), aligned(2)));
-
-static inline __attribute__((always_inline)) float8 load_half8(const __global void *p)
-{
-    return __builtin_astype(__builtin_ia32_vcvtph2ps256(*(const __global v8half_unaligned *)p), float8);
-}
-
-typedef float float8_unaligned __attribute__((ext_vector_type(8), aligned(4)));
-
-static inline __attribute__((always_inline)) void store8(float8 x, __global float *p)
-{
-    *(__global float8_unaligned *)p = x;
-}
-#endif
-
 static inline __attribute__((always_inline)) void store_half16(float16 x, __global void *p)
 {
 #if defined(REALM_F16_AVX512)

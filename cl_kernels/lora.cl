@@ -1,7 +1,7 @@
 // LoRA adapters in a step: y += strength * scale * B(Ax) beside the product y = Wx, for the rows that have adapters.
 //
-// A phase of its own computes t = strength * scale * Ax for all products that read the same rows; each product then adds
-// B t to what it has written. A site is one product (or embedding table) of the program. An adapter is a table with an
+// The first chunks of a phase compute t = strength * scale * Ax for all its products, which read the same rows; each
+// product then adds B t to what it has written. A site is one product (or embedding table) of the program. An adapter is a table with an
 // entry for each site, and a step's units say which adapter acts on which rows: at most LORA_ROWS adjacent ones, once
 // for each adapter that acts on them. A row's sums depend on nothing but itself and its adapters.
 //
@@ -23,7 +23,7 @@ typedef struct {
     long table; // of LoraSite
     float strength;
     int unused;
-    long t; // where its t begin: [slot][row][rank]
+    long t; // where its t begin
 } LoraUnit;
 
 static inline const __global LoraUnit *lora_units(const __global int *in, int at, int c)
@@ -71,98 +71,72 @@ static inline void lora_expand(const __global char *row, int is_float, int k, in
     }
 }
 
-// The sum over columns is four sums that take turns, so that additions do not wait for each other.
-#define DEFINE_DOWN(NAME, VECTOR, LOAD)                                                                                \
-    /* a times a row x, for as many ranks as VECTOR has numbers */                                                     \
-    static VECTOR NAME(const __global uchar *a, const __global char *x, int is_float, int k)                           \
-    {                                                                                                                  \
-        float16 expanded[LORA_COLUMNS / 16];                                                                           \
-        VECTOR s0 = (VECTOR)(0.0f), s1 = s0, s2 = s0, s3 = s0;                                                         \
-        for (int from = 0; from < k; from += LORA_COLUMNS) {                                                           \
-            const int n = min(LORA_COLUMNS, k - from);                                                                 \
-            lora_expand(x, is_float, k, from, n, expanded);                                                            \
-            const float *xs = (const float *)expanded;                                                                 \
-            const __global uchar *w = a + 32L * from;                                                                  \
-            int i = 0;                                                                                                 \
-            for (; i + 4 <= n; i += 4, w += 128) {                                                                     \
-                LORA_ASK(w + LORA_FETCH);                                                                              \
-                LORA_ASK(w + LORA_FETCH + 64);                                                                         \
-                s0 += LOAD(w) * xs[i];                                                                                 \
-                s1 += LOAD(w + 32) * xs[i + 1];                                                                        \
-                s2 += LOAD(w + 64) * xs[i + 2];                                                                        \
-                s3 += LOAD(w + 96) * xs[i + 3];                                                                        \
-            }                                                                                                          \
-            for (; i < n; i++, w += 32)                                                                                \
-                s0 += LOAD(w) * xs[i];                                                                                 \
-        }                                                                                                              \
-        return (s0 + s1) + (s2 + s3);                                                                                  \
+// a times columns first .. last - 1 of a row x, for 16 ranks: four sums that take turns, so that additions do not wait
+// for each other.
+static float16 lora_down16(const __global uchar *a, const __global char *x, int is_float, int k, int first, int last)
+{
+    float16 expanded[LORA_COLUMNS / 16];
+    float16 s0 = (float16)(0.0f), s1 = s0, s2 = s0, s3 = s0;
+    for (int from = first; from < last; from += LORA_COLUMNS) {
+        const int n = min(LORA_COLUMNS, last - from);
+        lora_expand(x, is_float, k, from, n, expanded);
+        const float *xs = (const float *)expanded;
+        const __global uchar *w = a + 32L * from;
+        int i = 0;
+        for (; i + 4 <= n; i += 4, w += 128) {
+            LORA_ASK(w + LORA_FETCH);
+            LORA_ASK(w + LORA_FETCH + 64);
+            s0 += load_half16(w) * xs[i];
+            s1 += load_half16(w + 32) * xs[i + 1];
+            s2 += load_half16(w + 64) * xs[i + 2];
+            s3 += load_half16(w + 96) * xs[i + 3];
+        }
+        for (; i < n; i++, w += 32)
+            s0 += load_half16(w) * xs[i];
     }
+    return (s0 + s1) + (s2 + s3);
+}
 
-DEFINE_DOWN(lora_down_16, float16, load_half16)
-#ifdef REALM_F16_F16C
-#define LORA_HALVES 2 // two work-groups can share a row, each with half of the ranks
-DEFINE_DOWN(lora_down_8, float8, load_half8)
-#else
-#define LORA_HALVES 1
-#endif
+// A unit's t for a product are two sums, over the first and over the last half of the columns: [slot][row][2][rank].
+// How many chunks share them: where there are few units, work-groups would stand idle.
+static inline int lora_parts(int units, int slots, int rows) { return units * slots <= 3 && rows == 1 ? 2 : 1; }
 
-// How many chunks share what a unit has to do for a product: where there are few units, work-groups would stand idle.
-static inline int lora_parts(int units, int slots, int rows) { return units * slots <= 3 && rows == 1 ? LORA_HALVES : 1; }
-
-// One unit's t for one of the products that read x; part: which half of the ranks, where there are two parts.
+// One unit's t for one of the products that read x; part: which half of the columns, where there are two parts.
 static void lora_down(const __global LoraUnit *unit, const __global LoraSite *site, int slot, int part, int parts,
                       const __global char *x, long stride, int is_float, int k)
 {
     if (!site->a)
         return;
     const float scale = unit->strength * site->scale;
-    __global float *t = (__global float *)unit->t + (long)slot * unit->rows * site->rank;
+    const int rank = site->rank, middle = min(k, (k + 63) / 64 * 32);
+    __global float *t = (__global float *)unit->t + (long)slot * unit->rows * 2 * rank;
     const __global char *rows = x + unit->first * stride;
-    for (int g = 0; g < site->rank / 16; g++) {
-        const __global uchar *a = (const __global uchar *)site->a + 32L * k * g;
-        for (int r = 0; r < unit->rows; r++) {
-            __global float *to = t + (long)r * site->rank + 16 * g;
-#ifdef REALM_F16_F16C
-            if (parts == 2) {
-                store8(lora_down_8(a + 16 * part, rows + r * stride, is_float, k) * scale, to + 8 * part);
-                continue;
-            }
-#endif
-            store16(lora_down_16(a, rows + r * stride, is_float, k) * scale, to);
+    for (int end = part; end < 2; end += parts)
+        for (int g = 0; g < rank; g += 16) {
+            const __global uchar *a = (const __global uchar *)site->a + 2L * k * g;
+            for (int r = 0; r < unit->rows; r++)
+                store16(lora_down16(a, rows + r * stride, is_float, k, end ? middle : 0, end ? k : middle) * scale,
+                        t + (2L * r + end) * rank + g);
         }
-    }
 }
 
-// y + factor * b t, for 16 outputs. b: their numbers.
-static inline __attribute__((always_inline)) float16 lora_up16(const __global uchar *b, const __global float *t, int rank, float factor, float16 y)
+// Adds factor * b t to 16 outputs, of which `columns` are there, for 16 ranks. b: their numbers.
+static inline __attribute__((always_inline)) void lora_up16(
+    const __global uchar *b, const float *t, float factor, __global float *out, int columns)
 {
     float16 even = (float16)(0.0f), odd = (float16)(0.0f);
-    _Pragma("unroll 8") for (int i = 0; i < rank; i += 2)
+    _Pragma("unroll") for (int i = 0; i < 16; i += 2)
     {
         LORA_ASK(b + 32 * i + LORA_FETCH);
         even += load_half16(b + 32 * i) * t[i];
         odd += load_half16(b + 32 * i + 32) * t[i + 1];
     }
-    return y + (even + odd) * factor;
-}
-
-static inline void lora_up_row(const __global uchar *b, const __global float *t, int rank, float factor,
-                               __global float *out, int columns)
-{
-    if (columns >= 16 && rank == 16) { // the loop unrolls
-        store16(lora_up16(b, t, 16, factor, load16(out)), out);
-        return;
-    }
-    if (columns >= 16) {
-        store16(lora_up16(b, t, rank, factor, load16(out)), out);
-        return;
-    }
-    float last[16];
-    for (int i = 0; i < 16; i++)
-        last[i] = i < columns ? out[i] : 0.0f;
-    const float16 sum = lora_up16(b, t, rank, factor, vload16(0, last));
-    for (int i = 0; i < columns; i++)
-        out[i] = ((const float *)&sum)[i];
+    const float16 sum = (even + odd) * factor;
+    if (columns >= 16)
+        store16(load16(out) + sum, out);
+    else
+        for (int i = 0; i < columns; i++)
+            out[i] += ((const float *)&sum)[i];
 }
 
 // Asks for the beginning of what lora_up will read: meanwhile the product itself is computed.
@@ -187,12 +161,14 @@ static void lora_up(const __global int *in, int at, int units, int site_number, 
         if (!site->a)
             continue;
         const int rank = site->rank;
-        const __global float *t = (const __global float *)unit->t + (long)slot * unit->rows * rank;
-        for (int g = first; g < last; g++) {
-            const __global uchar *b = (const __global uchar *)site->b + 32L * rank * g;
-            for (int r = 0; r < unit->rows; r++)
-                lora_up_row(b, t + (long)r * rank, rank, factor, out + (long)(unit->first + r) * n + 16 * g, n - 16 * g);
-        }
+        const __global float *t = (const __global float *)unit->t + (long)slot * unit->rows * 2 * rank;
+        for (int r = 0; r < unit->rows; r++, t += 2 * rank)
+            for (int from = 0; from < rank; from += 16) {
+                const float16 sums = load16(t + from) + load16(t + rank + from);
+                for (int g = first; g < last; g++)
+                    lora_up16((const __global uchar *)site->b + 32L * ((long)rank * g + from), (const float *)&sums, factor,
+                              out + (long)(unit->first + r) * n + 16 * g, n - 16 * g);
+            }
     }
 }
 
@@ -207,10 +183,11 @@ static void lora_embed(const __global int *in, int at, int units, int site_numbe
             continue;
         const int rank = site->rank;
         const __global uchar *a = (const __global uchar *)site->a + 2L * rank * token;
-        __global float *t = (__global float *)unit->t + (long)(row - unit->first) * rank;
-        for (int g = 0; g < rank; g += 16)
-            store16(load_half16(a + 2 * g) * (unit->strength * site->scale), t + g);
-        for (int g = 0; g < (k + 15) / 16; g++)
-            lora_up_row((const __global uchar *)site->b + 32L * rank * g, t, rank, factor, out + 16 * g, k - 16 * g);
+        for (int from = 0; from < rank; from += 16) {
+            const float16 t = load_half16(a + 2 * from) * (unit->strength * site->scale);
+            for (int g = 0; g < (k + 15) / 16; g++)
+                lora_up16((const __global uchar *)site->b + 32L * ((long)rank * g + from), (const float *)&t, factor,
+                          out + 16 * g, k - 16 * g);
+        }
     }
 }

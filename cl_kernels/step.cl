@@ -191,9 +191,32 @@ static void lora_chunk(const __global Op *op, const __global int *in, int rows, 
               (const __global char *)op->p[0], stride, op->how, op->k);
 }
 
+// The adapters' chunks of a phase, which its other chunks add the results of: how many there are, and how many are done.
+// They are taken first, so whoever waits for them waits for someone who is at it.
+typedef struct {
+    int total;
+    __global int *done;
+} LoraChunks;
+
+static void wait_for_lora(const LoraChunks *lora)
+{
+    for (int turns = 0; lora->total && __atomic_load_n(lora->done, __ATOMIC_ACQUIRE) < lora->total; turns++)
+        relax(turns);
+}
+
+// Where the matrices A of one unit lie that a phase beginning with `op` reads.
+static void lora_ahead(const __global Op *op, const __global int *in, const __global uchar **from, const __global uchar **to)
+{
+    if (op->kind != OP_LORA || !LORA_UNITS(op))
+        return;
+    const __global LoraSite *site = lora_site(lora_units(in, AT_LORA_UNITS(op), 0), op->site);
+    *from = (const __global uchar *)site->a;
+    *to = *from + (site->a ? 2L * op->k * site->rank * op->used : 0);
+}
+
 // p: weights, x, out, bias, residual; n outputs in all, of `heads` matrices; how: x is float32; start: which of the
 // phase's products it is
-static void matmul_chunk(const __global Op *op, const __global int *in, int rows, int c)
+static void matmul_chunk(const __global Op *op, const __global int *in, int rows, int c, const LoraChunks *lora)
 {
     Product p;
     p.n = p.out_stride = op->n;
@@ -218,9 +241,11 @@ static void matmul_chunk(const __global Op *op, const __global int *in, int rows
         matmul_rows(op->type, BYTES(op->p[0]), first, last, &p);
         first = last;
     }
-    if (units)
+    if (units) {
+        wait_for_lora(lora);
         lora_up(in, AT_LORA_UNITS(op), units, op->site, op->start, c * op->chunk, end, op->n, op->scale,
                 FLOATS(op->p[2]));
+    }
 }
 
 // p: weights, x, out, bias, -, sorted; n outputs of each of `experts` matrices
@@ -250,7 +275,7 @@ static void experts_chunk(const __global Op *op, int c)
     matmul_rows(op->type, BYTES(op->p[0]), expert * groups + first, expert * groups + min(first + op->chunk, groups), &p);
 }
 
-static void run_chunk(const __global Op *op, const __global int *in, int c)
+static void run_chunk(const __global Op *op, const __global int *in, int c, const LoraChunks *lora)
 {
     const int rows = op->logit_rows ? in[IN_LOGIT_ROWS] : in[IN_ROWS];
     switch (op->kind) {
@@ -269,7 +294,7 @@ static void run_chunk(const __global Op *op, const __global int *in, int c)
         prepare_chunk(op, in, c);
         break;
     case OP_MATMUL:
-        matmul_chunk(op, in, rows, c);
+        matmul_chunk(op, in, rows, c, lora);
         break;
     case OP_LORA:
         lora_chunk(op, in, rows, c);
@@ -357,7 +382,7 @@ static inline int spread(int taken, int total, int workers)
 }
 
 // phases: pairs of first operation and number of operations. counters: two sets, used by turns, of 32 words a phase
-// (taken, done); a step clears the set of the next.
+// (taken, done, done for adapters); a step clears the set of the next.
 __kernel void run_step(
     const __global Op *ops, const __global int *phases, int n_phases, const __global int *in, __global int *counters,
     int workers)
@@ -370,21 +395,34 @@ __kernel void run_step(
         int total = 0;
         for (int i = 0; i < n_ops; i++)
             total += count_chunks(first + i, in);
-        __global int *taken = mine + 32 * phase, *done = taken + 16;
+        __global int *taken = mine + 32 * phase, *done = taken + 16, *unused = other + 32 * phase;
+        const LoraChunks lora = {first->kind == OP_LORA ? count_chunks(first, in) : 0, done + 1};
         int c;
         while ((c = __atomic_fetch_add(taken, 1, __ATOMIC_RELAXED)) < total) {
             if (c == 0)
-                other[32 * phase] = other[32 * phase + 16] = 0;
-            c = spread(c, total, workers);
+                unused[0] = unused[16] = unused[17] = 0;
+            if (c >= lora.total)
+                c = lora.total + spread(c - lora.total, total - lora.total, workers);
             const __global Op *op = first;
             for (int n; c >= (n = count_chunks(op, in)); op++)
                 c -= n;
-            run_chunk(op, in, c);
+            run_chunk(op, in, c, &lora);
+            if (op->kind == OP_LORA)
+                __atomic_fetch_add(lora.done, 1, __ATOMIC_RELEASE);
             __atomic_fetch_add(done, 1, __ATOMIC_RELEASE);
         }
         if (total == 0)
-            other[32 * phase] = other[32 * phase + 16] = 0;
-        for (int turns = 0; __atomic_load_n(done, __ATOMIC_ACQUIRE) < total; turns++)
-            relax(turns);
+            unused[0] = unused[16] = unused[17] = 0;
+        // what waits here asks for the adapters of the next phase meanwhile: the memory has little to do
+        const __global uchar *ahead = 0, *ahead_end = 0;
+        if (phase + 1 < n_phases)
+            lora_ahead(ops + phases[2 * phase + 2], in, &ahead, &ahead_end);
+        for (int turns = 0; __atomic_load_n(done, __ATOMIC_ACQUIRE) < total;) {
+            if (ahead < ahead_end) {
+                for (int i = 0; i < 4; i++, ahead += 64)
+                    LORA_ASK(ahead);
+            } else
+                relax(turns++);
+        }
     }
 }

@@ -15,6 +15,8 @@ from engine.adapters import BoundAdapter, LowRank
 from engine.adapters.rack import MAX_USES
 from engine.adapters.runs import Run, adapter_runs
 from engine.backends.opencl.lowering import GROUP, Program, Site
+from engine.backends.opencl.memory import address_of, allocate
+from engine.backends.opencl.platforms import Device
 from engine.batch import Batch
 from engine.errors import AdapterError, OutOfMemoryError
 
@@ -139,12 +141,11 @@ class _Held:
 class DeviceAdapters:
     """The adapters of one model. What a step needs to know of them are its units."""
 
-    def __init__(self, program: Program, queue: Any, address: Callable[[Any], int]) -> None:
-        """address: where a device buffer lies in memory."""
+    def __init__(self, program: Program, device: Device) -> None:
         self._sites = program.sites
         self._slots = program.lora_slots
-        self._queue = queue
-        self._address = address
+        self._device = device
+        self._queue = device.queue
         self._held: dict[int, _Held] = {}
         self._n_added = 0
         self._t: Any = None
@@ -163,8 +164,8 @@ class DeviceAdapters:
         size = SITE.itemsize * len(self._sites)
         begin = -(-size // 64) * 64
         try:
-            buffer = cl.Buffer(self._queue.context, cl.mem_flags.READ_WRITE, begin + packed.data.nbytes)
-            address = self._address(buffer)
+            buffer = allocate(self._device, begin + packed.data.nbytes)
+            address = address_of(self._device, buffer)
             table = np.zeros(len(self._sites), SITE)
             for field, offsets in (("a", packed.a), ("b", packed.b)):
                 table[field] = np.where(offsets < 0, 0, offsets + address + begin)
@@ -218,14 +219,12 @@ class DeviceAdapters:
                 for first in range(run.first, run.last, UNIT_ROWS):
                     rows = min(UNIT_ROWS, run.last - first)
                     cut.append((first, rows, held.address, strength, 0, 4 * floats))
-                    floats += rows * self._slots * held.rank
+                    floats += rows * self._slots * 2 * held.rank
         return np.array(cut, UNIT), floats
 
     def _make_room(self, floats: int) -> None:
-        import pyopencl as cl
-
         if self._t is not None:
             self._t.release()
         self._t_floats = 2 * floats
-        self._t = cl.Buffer(self._queue.context, cl.mem_flags.READ_WRITE, 4 * self._t_floats)
-        self._t_address = self._address(self._t)
+        self._t = allocate(self._device, 4 * self._t_floats)
+        self._t_address = address_of(self._device, self._t)

@@ -146,7 +146,7 @@ class OpenCLModel:
                 [_Replay([cl.Kernel(program, "run_step") for _ in self._parts]) for _ in range(2)] for _ in range(2)
             )
             self._tools = self._on.build(_TOOLS)
-            self._adapters = DeviceAdapters(self._program, self._on.queue, self._address)
+            self._adapters = DeviceAdapters(self._program, self._on)
             progress("compiling", 1.0, ", ".join(names))
             self._weights.load(progress, cancelled)
             self._allocate()
@@ -387,13 +387,18 @@ class OpenCLModel:
         flags = cl.mem_flags.READ_ONLY | cl.mem_flags.COPY_HOST_PTR
         ops_buffer = cl.Buffer(context, flags, hostbuf=ops)
         self._buffers.append(ops_buffer)
-        is_plain = np.array([phase[0].kind != "lora" for phase in self._program.phases])
+        is_lora = np.array([phase[0].kind == "lora" for phase in self._program.phases])
+        # a phase of adapters becomes one with that of the products which follow it: both read the same rows, and only
+        # the ends of the products wait for what the adapters come to
+        joined = phases.copy()
+        joined[1:][is_lora[:-1], 0] -= 1
+        joined[1:][is_lora[:-1], 1] += 1
         workers = np.int32(self._on.workers)
         for replays, length in ((self._whole, len(counts)), (self._to_hidden, self._program.hidden_phases)):
             for with_adapters, replay in enumerate(replays):
                 for part, kernel in zip(self._parts, replay.kernels, strict=True):
                     of_part = slice(part.first, min(part.last, length))
-                    some = phases[of_part] if with_adapters else phases[of_part][is_plain[of_part]]
+                    some = (joined if with_adapters else phases)[of_part][~is_lora[of_part]]
                     if not len(some):
                         continue
                     clear = np.zeros(2 * 32 * len(some), np.int32)
