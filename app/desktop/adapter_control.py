@@ -10,7 +10,14 @@ from pathlib import Path
 from PySide6.QtCore import QObject, QTimer, Signal
 from PySide6.QtWidgets import QFileDialog
 
-from app.conversation import AdapterChoice, AdaptersInForce, AnswerStarted, ChatOptions, ConversationLoaded
+from app.conversation import (
+    AdapterChoice,
+    AdaptersInForce,
+    AnswerFailed,
+    AnswerStarted,
+    ChatOptions,
+    ConversationLoaded,
+)
 from app.conversation.options import adapters_from_json
 from app.desktop.adapter_rack import AdapterRack
 from app.desktop.adapter_shelf import AdapterShelf, adapter_name, is_adapter
@@ -224,6 +231,9 @@ class AdapterControl(QObject):
                         "adapters", "warning", event.sentence, event.hint,
                         (Way("Adapters…", self.rack_wanted.emit, primary=True),),
                     )  # fmt: skip
+        if any(isinstance(event, AnswerFailed) for event in events):
+            for use in session.options.adapter_uses():  # a file may be gone, or another one now
+                self.shelf.look_again(use.path)
         if any(isinstance(event, AdaptersInForce | AnswerStarted | ConversationLoaded) for event in events):
             self.refresh()
         elif not session.pending:
@@ -237,7 +247,7 @@ class AdapterControl(QObject):
         self._parked = self._parked.union(off).difference(on)
         if off or on:
             self.set_choices([replace(c, on=c.path in on or (c.on and c.path not in off)) for c in self.choices])
-        if off and self.rack is None:
+        if off and self.rack is None and self._desk.window.notices.notice("answer") is None:
             state = states[off[0]]
             self._desk.window.notices.show_notice(
                 "adapters", "warning", f"The adapter {adapter_name(off[0])} is switched off: {state.problem}",

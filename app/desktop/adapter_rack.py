@@ -92,7 +92,7 @@ class AdapterCard(QFrame):
     def show_choice(self, choice: AdapterChoice, state: AdapterState) -> None:
         """Shows how the adapter is set and what is known of it."""
         self._showing = True
-        name = state.info.name if state.info is not None and state.info.name else adapter_name(choice.path)
+        name = adapter_name(choice.path)  # not the one inside: files of one adapter in several types share that
         self.name.setText(name)
         if state.info is not None:
             self.detail.setText("\n".join([adapter_line(state.info), *state.info.notes]))

@@ -46,7 +46,7 @@ def is_adapter(path: Path) -> bool:
 
     Raises a RealmError for a GGUF file that cannot be read.
     """
-    if path.suffix.lower() == ".safetensors" or path.is_dir():
+    if path.suffix.lower() == ".safetensors" or path.name == "adapter_config.json" or path.is_dir():
         return True
     from engine.gguf import GGUFFile
 

@@ -207,6 +207,8 @@ def message_data(stored: StoredMessage, figures: Figures | None = None) -> Messa
         case MessageState.FAILED:
             data.note = stored.error or "This answer failed."
             data.problem = True
+        case MessageState.COMPLETE if stored.role == "assistant" and not stored.content:
+            data.note = "The answer is empty."
         case _:
             pass
     known = figures or stored_figures(stored.figures)

@@ -35,6 +35,7 @@ class DraftControl(QObject):
         self._messages = messages
         self.drafts = DraftService(desk.service, desk.background, self)
         self.page: DraftPage | None = None
+        self._measuring = (True, 0)
         self._before_trial: tuple[DraftOptions | None, Path | None] = (None, None)
         popup = desk.window.popup
         popup.make_draft_page = self._make_page
@@ -251,3 +252,7 @@ class DraftControl(QObject):
             kind = options.kind if options is not None else None
             if self.page.show_state(DraftState(kind, length, tint, figures, self._why_not_measured())):
                 self._desk.window.popup.fit()
+        measuring = (self.drafts.trial is None, len(self.drafts.results))
+        if measuring != self._measuring:
+            self._measuring = measuring
+            self._desk.window.popup.show_end()  # that is where it is told

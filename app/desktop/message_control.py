@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 
-from PySide6.QtCore import QObject
+from PySide6.QtCore import QObject, Signal
 from PySide6.QtGui import QGuiApplication
 
 from app.conversation import (
@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 
 class MessageControl(QObject):
     """Sends, stops, edits and deletes in the open chat, and shows what comes of it."""
+
+    form_wanted = Signal()  # the settings of what form answers have
 
     def __init__(self, desk: Desk, chats: ChatControl, models: ModelControl, parent: QObject) -> None:
         super().__init__(parent)
@@ -320,6 +322,9 @@ class MessageControl(QObject):
         if "adapter" in event.sentence.lower() and session is not None and session.options.adapter_uses():
             ways.insert(0, Way("Answer without adapters", self._answer_without_adapters, primary=True))
             ways[1] = Way("Try again", self.regenerate)
+        if any(word in event.sentence for word in ("grammar", "JSON schema")) and self._form_of(session):
+            ways.insert(0, Way("Answer in any form", self._answer_in_any_form, primary=True))
+            ways[1:] = [Way("Change the form…", self.form_wanted.emit)]
         if "draft model" in event.sentence.lower() and session is not None and session.options.draft is not None:
             ways.insert(0, Way("Answer without guessing", self._answer_without_guesses, primary=True))
             ways[1] = Way("Try again", self.regenerate)
@@ -338,6 +343,16 @@ class MessageControl(QObject):
         self.without_adapters()
         self.regenerate()
 
+    @staticmethod
+    def _form_of(session: ChatSession | None) -> bool:
+        return session is not None and bool(session.options.grammar or session.options.json_schema)
+
+    def _answer_in_any_form(self) -> None:
+        session = self._chats.session
+        if session is not None:
+            self.set_options(session, replace(session.options, grammar=None, json_schema=None))
+            self.regenerate()
+
     def _answer_without_guesses(self) -> None:
         self.without_guesses()
         self.regenerate()
@@ -351,14 +366,16 @@ class MessageControl(QObject):
 
     def _context_full(self, sentence: str, hint: str, go_on: Callable[[], None]) -> None:
         session = self._chats.session
-        ways = []
-        if session is not None and session.options.context_policy is ContextPolicy.STOP:
-            for label, policy in (
-                ("Drop the oldest turns and go on", ContextPolicy.DROP_OLDEST),
-                ("Shift and go on", ContextPolicy.SHIFT),
-            ):
-                do = partial(self._go_on_with, policy, go_on)
-                ways.append(Way(label, do, primary=policy is ContextPolicy.DROP_OLDEST))
+        ways: list[Way] = []
+        if session is not None:
+            policy = session.options.context_policy
+            turns = sum(message.role == "user" for message in session.messages)
+            if policy is ContextPolicy.STOP and turns > 1:  # a lone turn is never dropped
+                do = partial(self._go_on_with, ContextPolicy.DROP_OLDEST, go_on)
+                ways.append(Way("Drop the oldest turns and go on", do, primary=True))
+            if policy is not ContextPolicy.SHIFT:
+                do = partial(self._go_on_with, ContextPolicy.SHIFT, go_on)
+                ways.append(Way("Shift and go on", do, primary=not ways))
         ways += [
             Way("Start a new chat", self._chats.new_chat, primary=not ways),
             Way("Change the context length…", self._models.settings_wanted.emit),

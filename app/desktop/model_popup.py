@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from PySide6.QtCore import QPoint, QRectF, QSize, Qt, Signal
+from PySide6.QtCore import QPoint, QRectF, QSize, Qt, QTimer, Signal
 from PySide6.QtGui import QFontMetrics, QKeyEvent, QPainter, QPaintEvent
 from PySide6.QtWidgets import (
     QFrame,
@@ -324,6 +324,11 @@ class ModelPopup(QWidget):
         self._scroll.setFixedHeight(min(wish, limit))
         self._card.setFixedWidth(width)
         self.adjustSize()
+
+    def show_end(self) -> None:
+        """Scrolls to the end of the page, once it has been laid out."""
+        bar = self._scroll.verticalScrollBar()
+        QTimer.singleShot(0, self, lambda: bar.setValue(bar.maximum()))
 
     def _heading(self, column: QVBoxLayout, text: str, space: int = 10) -> None:
         column.addSpacing(space)

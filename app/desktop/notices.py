@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from PySide6.QtCore import QEvent, QObject, QSize, Qt, QTimer
 from PySide6.QtGui import QResizeEvent
@@ -43,7 +44,10 @@ class Notice(QFrame):
         self.setAccessibleName(sentence)
         self._themes = themes
         self._kind = kind
-        self._buttons: QHBoxLayout | None = None
+        self.setMinimumWidth(200)  # a row of buttons must not keep the window wide; see resizeEvent
+        self._rows = QVBoxLayout()
+        self._row_lengths: list[int] = []
+        self._buttons: list[QPushButton] = []
         self.sentence = sentence
         self.hint = hint
         self.ways = tuple(ways)
@@ -73,17 +77,16 @@ class Notice(QFrame):
             more.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
             column.addWidget(more)
         if ways:
-            buttons = self._buttons = QHBoxLayout()
-            buttons.setContentsMargins(0, 8, 0, 0)
-            buttons.setSpacing(8)
+            self._rows.setContentsMargins(0, 8, 0, 0)
+            self._rows.setSpacing(8)
             for way in ways:
                 button = QPushButton(way.label, self)
                 button.setProperty("primary", way.primary)
                 button.setCursor(Qt.CursorShape.PointingHandCursor)
                 button.clicked.connect(lambda _checked=False, way=way: take(way))
-                buttons.addWidget(button)
-            buttons.addStretch(1)
-            column.addLayout(buttons)
+                self._buttons.append(button)
+            self._arrange([len(self._buttons)])
+            column.addLayout(self._rows)
         row.addLayout(column, 1)
         self._close = QToolButton(self)
         self._close.setIconSize(QSize(15, 15))
@@ -96,13 +99,32 @@ class Notice(QFrame):
 
     def resizeEvent(self, event: QResizeEvent) -> None:
         super().resizeEvent(event)
-        if self._buttons is None:
-            return
-        wish = sum(button.sizeHint().width() + 8 for button in self.findChildren(QPushButton))
-        below = wish > self.width() - 90
-        direction = QHBoxLayout.Direction.TopToBottom if below else QHBoxLayout.Direction.LeftToRight
-        if direction != self._buttons.direction():
-            self._buttons.setDirection(direction)
+        room, lengths = 0, []
+        for button in self._buttons:
+            wish = button.sizeHint().width() + 8
+            if wish > room:
+                room = self.width() - 90
+                lengths.append(0)
+            room -= wish
+            lengths[-1] += 1
+        if lengths != self._row_lengths:
+            self._arrange(lengths)
+
+    def _arrange(self, lengths: list[int]) -> None:
+        """Puts so many buttons into each row."""
+        self._row_lengths = lengths
+        while (old := self._rows.takeAt(0)) is not None:
+            row = old.layout()
+            while row is not None and row.takeAt(0) is not None:
+                pass
+        buttons = iter(self._buttons)
+        for length in lengths:
+            row = QHBoxLayout()
+            row.setSpacing(8)
+            for button in islice(buttons, length):
+                row.addWidget(button)
+            row.addStretch(1)
+            self._rows.addLayout(row)
 
     def _dress(self) -> None:
         theme = self._themes.current

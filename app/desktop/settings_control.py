@@ -40,6 +40,7 @@ class SettingsControl(QObject):
         desk.window.settings_wanted.connect(lambda: self.open_settings())
         models.settings_wanted.connect(lambda: self.open_settings())
         adapters.rack_wanted.connect(lambda: self.open_settings("adapters"))
+        messages.form_wanted.connect(lambda: self.open_settings("answers"))
         desk.window.footer.form.clicked.connect(lambda: self.open_settings("answers"))
         chats.shown.connect(self._show_form)
         chats.told.connect(lambda _session, _events: self._show_form())

@@ -84,7 +84,10 @@ class GeneralPage(Page):
         self.column.addStretch(1)
 
     def _add_sessions(self, themes: Themes, budget: int) -> None:
-        self.section("Saved chats", "What was computed for a chat is kept on disk, so that a long one goes on at once.")
+        self.section(
+            "What was computed for chats",
+            "It is kept on disk, so that a long chat goes on at once. The chats themselves stay in any case.",
+        )
         self.session_budget = combo(themes)
         for size, title in BUDGETS:
             self.session_budget.addItem(title, size)
@@ -92,7 +95,7 @@ class GeneralPage(Page):
             self.session_budget.addItem(file_size(budget), budget)
         self.session_budget.setCurrentIndex(self.session_budget.findData(budget))
         self.field(
-            "Room on disk", "When it is full, the chats that were not used for longest go first.", self.session_budget
+            "Room on disk", "When it is full, what belongs to the chats unused longest goes first.", self.session_budget
         )
         row = QHBoxLayout()
         self.session_use = QLabel()

@@ -54,10 +54,12 @@ class BlockTint:
         if text.startswith(self.text):
             # The last word may have become longer, so it is looked for again.
             self._next, self.end = self._last
-            while self.ranges and self.ranges[-1][1] > self._next:
+            before = len(self.text[: self._next].rstrip())  # the blank was tinted for the word's sake
+            while self.ranges and self.ranges[-1][1] > before:
                 start, _end = self.ranges.pop()
-                if start < self._next:
-                    self.ranges.append((start, self._next))
+                if start < before:
+                    self.ranges.append((start, before))
+                    break
         else:
             self._next, self.end, self.ranges = 0, self.begin, []
             self._last = (0, self.begin)

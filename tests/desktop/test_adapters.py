@@ -9,6 +9,7 @@ from PySide6.QtCore import QMimeData, QPoint, QPointF, Qt, QUrl
 from PySide6.QtGui import QDragEnterEvent, QDropEvent
 from PySide6.QtWidgets import QAbstractButton, QLineEdit
 
+from app.desktop.adapter_shelf import is_adapter
 from engine.api import AdapterUse
 from engine.errors import AdapterError, RequestError
 from tests.gguf.builder import STRING, Model
@@ -222,3 +223,23 @@ def test_the_rack_can_be_used_by_keys_and_by_ear(stage, pirate):
     for button in rack.findChildren(QAbstractButton):
         if not isinstance(button.parent(), QLineEdit):
             assert button.accessibleName() or button.text()
+
+
+def test_one_whose_file_is_gone_by_the_time_it_is_used_is_looked_at_again(stage, pirate):
+    rack = open_rack(stage)
+    drop(rack, pirate)
+    stage.until(lambda: "rank 16" in rack.cards[pirate].detail.text())
+    stage.controller.settings.dialog.reject()
+    pirate.unlink()
+    stage.engine.answers = [[AdapterError(f"There is no adapter at {pirate}.", "Check the path.")]]
+    stage.ask("Hello")
+    stage.until(lambda: not stage.controller.adapters.choices[0].on)
+    assert [way.label for way in stage.window.notices.notice("answer").ways] == ["Answer without adapters", "Try again"]
+    assert stage.window.notices.notice("adapters") is None  # the same, said twice
+    rack = open_rack(stage)
+    stage.until(lambda: "no longer there" in rack.cards[pirate].problem.text())
+
+
+def test_the_settings_file_of_a_peft_folder_is_an_adapter_too(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert is_adapter(tmp_path / "adapter_config.json")

@@ -166,6 +166,8 @@ def test_the_fastest_way_is_found_on_the_last_answer_and_kept(drafting, fitting)
     page = open_page(stage)
     stage.until(lambda: page.results.count() == 12)
     assert "small.Q4_0, 31.0 tokens/s" in stage.window.toast.accessibleName()
+    bar = stage.window.popup._scroll.verticalScrollBar()
+    stage.until(lambda: bar.value() == bar.maximum())  # where the results stand
 
 
 def test_measuring_can_be_given_up_and_leaves_the_choice(drafting, fitting):

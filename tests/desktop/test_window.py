@@ -17,6 +17,7 @@ from app.desktop.blocks import BlockWidget
 from app.desktop.chat_session import PENDING_ID
 from app.desktop.main import catch_unexpected
 from app.desktop.model_service import model_name
+from app.desktop.notices import Way
 from app.store import ChatStore
 from engine.api import ContextPolicy, StopReason
 from engine.errors import (
@@ -25,6 +26,7 @@ from engine.errors import (
     DownloadError,
     ModelFileError,
     OutOfMemoryError,
+    RequestError,
     StoreError,
     TemplateError,
 )
@@ -361,7 +363,9 @@ def test_a_full_context_leads_to_a_new_chat(stage):
 
 
 def test_a_prompt_that_does_not_fit_leads_to_a_new_chat(stage):
-    stage.engine.answers = [[ContextFullError("The prompt has 9000 tokens and the context holds 8192.", "")]]
+    full = [ContextFullError("The prompt has 9000 tokens and the context holds 8192.", "")]
+    stage.engine.answers = ["Yes.", full]
+    stage.ask("Short")
     stage.ask("Long")
     labels = [way.label for way in stage.window.notices.notice("context").ways]
     assert labels[2:] == ["Start a new chat", "Change the context length…"]
@@ -369,6 +373,60 @@ def test_a_prompt_that_does_not_fit_leads_to_a_new_chat(stage):
     stage.until(lambda: stage.texts[-1:] == [("assistant", "Fine.")] and not stage.pending)
     assert stage.engine.requests[-1].context_policy is ContextPolicy.DROP_OLDEST
     assert stage.engine.requests[-1].answer_so_far == ""
+
+
+def test_only_what_can_help_is_offered_when_the_context_is_full(stage):
+    full = [ContextFullError("The prompt has 9000 tokens and the context holds 8192.", "")]
+    stage.engine.answers = [full, full]
+    stage.ask("Long")
+    ways = stage.window.notices.notice("context").ways
+    assert [way.label for way in ways if way.primary] == ["Shift and go on"]  # one turn: there is none to drop
+    assert "Drop the oldest turns and go on" not in [way.label for way in ways]
+    session = stage.controller.session
+    stage.controller.messages.set_options(session, replace(session.options, context_policy=ContextPolicy.DROP_OLDEST))
+    stage.ask("Long again")
+    assert stage.window.notices.notice("context").ways[0].label == "Shift and go on"
+    session = stage.controller.session
+    stage.controller.messages.set_options(session, replace(session.options, context_policy=ContextPolicy.SHIFT))
+    stage.engine.answers = [full]
+    stage.ask("And again")
+    assert stage.window.notices.notice("context").ways[0].label == "Start a new chat"
+
+
+def test_a_form_that_cannot_be_used_can_be_left_or_changed(stage):
+    stage.engine.answers = [[RequestError("The grammar cannot be used: there is no rule no.", "Known are root.")]]
+    session = stage.controller.session
+    stage.controller.messages.set_options(session, replace(session.options, grammar='root ::= "yes" | no'))
+    stage.until(lambda: session.options.grammar)
+    stage.ask("Well?")
+    assert [way.label for way in stage.window.notices.notice("answer").ways] == [
+        "Answer in any form",
+        "Change the form…",
+    ]
+    stage.press("answer", "Answer in any form")
+    stage.until(lambda: stage.texts[-1:] == [("assistant", "Fine.")] and not stage.pending)
+    assert stage.engine.requests[-1].grammar is None
+
+
+def test_an_empty_answer_is_said_to_be_one(stage):
+    stage.engine.answers = [""]
+    stage.ask("Well?")
+    assert stage.window.transcript.items[-1].data.note == "The answer is empty."
+
+
+def test_the_ways_of_a_notice_fill_the_rows_that_they_need(stage):
+    ways = [Way(f"Go on in the way number {number}", lambda: None) for number in range(5)]
+    stage.window.notices.show_notice("many", "info", "There are many ways.", "", ways)
+    notice = stage.window.notices.notice("many")
+
+    def rows():
+        tops = {button.y() for button in notice.findChildren(QPushButton)}
+        return len(tops)
+
+    stage.until(lambda: 1 < rows() < 5)
+    assert all(button.geometry().right() < notice.width() for button in notice.findChildren(QPushButton))
+    stage.window.resize(420, 700)
+    stage.until(lambda: rows() == 5)
 
 
 def test_an_answer_that_met_the_end_of_the_context_goes_on_as_chosen(stage):
