@@ -11,7 +11,7 @@ from app.cli.drafts import add_draft_arguments, draft_options, load_draft
 from app.cli.models import installed_starter, load, model_path, open_engine
 from app.cli.options import add_device_arguments, add_model_argument, add_sampling_arguments, given_options
 from app.cli.prompt import PipedLines, TypedLines
-from app.cli.stream_options import add_context_policy
+from app.cli.stream_options import add_context_policy, add_session, tell_sessions
 from app.cli.terminal import bytes_text, is_terminal, say
 from app.store import ChatStore
 from engine.api import LoadOptions
@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device_arguments(parser, device=None)
     add_sampling_arguments(parser, ignore_eos=False)
     add_context_policy(parser)
+    add_session(parser)
     add_draft_arguments(parser)
 
 
@@ -58,9 +59,10 @@ def run(args: argparse.Namespace) -> int:
         try:
             if args.resume:
                 session.open_latest()
-            return session.run(TypedLines() if typed else PipedLines(), typed=typed)
+            code = session.run(TypedLines() if typed else PipedLines(), typed=typed)
         finally:
             session.close()
+        return max(code, tell_sessions(engine)) if "session" in args else code
 
 
 def default_model(store: ChatStore, *, ask: bool) -> Path:

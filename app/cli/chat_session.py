@@ -16,7 +16,7 @@ from app.cli.answers import figures_line
 from app.cli.models import load, model_path
 from app.cli.options import adapter_uses, grammar_text, sampling_params, schema_of, stop_strings
 from app.cli.prompt import LineSource, read_message
-from app.cli.stream_options import context_policy
+from app.cli.stream_options import context_policy, session_path
 from app.cli.terminal import ProgressBar, bytes_text, is_terminal, printable, say, styled, write_answer
 from app.conversation import (
     ActionFailed,
@@ -51,7 +51,10 @@ class ChatSession:
         system: str | None,
         draft: DraftOptions | None = None,
     ) -> None:
-        """options: request options of the command line, by name; they and `system` hold for every chat opened here."""
+        """options: request options of the command line, by name; they and `system` hold for every chat opened here.
+
+        The option "session" is for the chat that this begins with, or goes on with: one file is of one chat.
+        """
         self._engine = engine
         self._store = store
         self._info = info
@@ -59,6 +62,7 @@ class ChatSession:
         self._options = options
         self._system = system
         self._draft = draft
+        self._session = session_path(options)
         self._figures: Figures | None = None
         self._failed = False
         self._open(None)
@@ -159,7 +163,7 @@ class ChatSession:
             for event in batch:
                 events.put(event)
 
-        self._conversation = Conversation(self._engine, self._store, chat_id, listen)
+        self._conversation = Conversation(self._engine, self._store, chat_id, listen, self._session)
         self._conversation.wait_idle()
         before = self._conversation.options
         if chat_id is None:  # as the window does
@@ -197,7 +201,7 @@ class ChatSession:
 
     def _switch(self, chat_id: int | None) -> None:
         self._conversation.close()
-        self._figures = None
+        self._figures = self._session = None
         self._open(chat_id)
 
     # Commands. Each takes the rest of its line; False leaves the chat.

@@ -27,17 +27,21 @@ def add_context_policy(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def add_stream_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds --context-policy, --session and --parallel."""
-    group = parser.add_argument_group("context and streams")
-    add_context_policy(group)
-    group.add_argument(
+def add_session(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
         "--session",
         type=Path,
         metavar="FILE",
         default=argparse.SUPPRESS,
         help="keep the keys and values of prompt and answer in FILE, and begin with those that are there",
     )
+
+
+def add_stream_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds --context-policy, --session and --parallel."""
+    group = parser.add_argument_group("context and streams")
+    add_context_policy(group)
+    add_session(group)
     group.add_argument(
         "--parallel", type=int, default=1, metavar="N", help="N answers to one prompt, which is computed once (1)"
     )

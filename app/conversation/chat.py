@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from app.conversation.adapters import RunningAdapters
@@ -68,8 +69,11 @@ class Chat:
         chat_id: int | None,
         emit: Callable[[ConversationEvent], None],
         deliver: Callable[[], None],
+        session: Path | None = None,
     ) -> None:
+        """session: where its keys and values are kept; None: in the history's folder."""
         self.chat_id = chat_id
+        self._session = session
         self.options = ChatOptions()
         self.answer: RunningAnswer | None = None
         self._adapters: RunningAdapters | None = None  # those of the answer that runs
@@ -200,7 +204,7 @@ class Chat:
                     adapters=adapters,
                     draft=self.options.draft,
                     context_policy=self.options.context_policy,
-                    session=self._store.sessions.file(chat_id),
+                    session=self._session or self._store.sessions.file(chat_id),
                 )
             )
         except Exception as error:

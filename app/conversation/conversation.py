@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from app.conversation.answer import unexpected
 from app.conversation.chat import Chat
@@ -50,11 +51,15 @@ class Conversation:
         store: ChatStore,
         chat_id: int | None = None,
         listener: Listener | None = None,
+        session: Path | None = None,
     ) -> None:
-        """chat_id None: the chat is created when the first message is sent (ChatCreated)."""
+        """chat_id None: the chat is created when the first message is sent (ChatCreated).
+
+        session: where the chat's keys and values are kept, if not in the history's folder.
+        """
         self._listener = listener
         self._events: list[ConversationEvent] = []
-        self._chat = Chat(engine, store, chat_id, self._events.append, self._deliver)
+        self._chat = Chat(engine, store, chat_id, self._events.append, self._deliver, session)
         self._actions: queue.SimpleQueue[_Action] = queue.SimpleQueue()
         self._state = threading.Condition()
         self._busy = False

@@ -72,6 +72,25 @@ def test_new_begins_another_chat_and_continue_goes_on_with_the_last(chat) -> Non
     assert "Going on with" in result.err
 
 
+def test_the_first_chat_keeps_its_session_in_a_file_that_is_named(chat, tmp_path: Path) -> None:
+    session = tmp_path / "mine.session"
+    long = "Say it again. " * 8
+
+    assert chat(long, options=("--session", session)).code == 0
+    begun = session.read_bytes()
+    assert chat("More of it.", options=("--continue", "--session", session)).code == 0
+    grown = session.read_bytes()
+
+    assert len(begun) > 0
+    assert grown[: len(begun) // 2] == begun[: len(begun) // 2]
+    chat("/new", long[::-1], options=("--session", session))
+    assert session.read_bytes() == grown
+    (tmp_path / "notes.txt").write_text("mine")
+    refused = chat("Hello", options=("--session", tmp_path / "notes.txt"))
+    assert refused.code != 0
+    assert "is no session file but something else" in refused.err
+
+
 def test_open_shows_a_chat_and_goes_on_with_it(chat) -> None:
     chat("one", "/new", "two")
     with ChatStore.open() as store:

@@ -47,6 +47,7 @@ from tests.adapters.writer import MODULES, write_peft
 CONTEXT = 160
 MOST_BLOCKS = 12
 LONE_BLOCKS = CONTEXT // 32 + 1
+NGRAM = DraftKind.NGRAM
 GRAMMAR = 'root ::= ("she said again and again: " [a-f] [a-f] ". ")*'
 
 STARTS = [[1, *[40] * 70], [1, *range(50, 90), *[41] * 40], [1, *range(100, 200)]]
@@ -135,6 +136,7 @@ class Streams(RuleBasedStateMachine):
         policy=st.sampled_from([ContextPolicy.STOP, ContextPolicy.SHIFT]),
         seed=st.sampled_from([None, None, 1, 2]),
         guesses=st.sampled_from([0, 0, 3, 8]),
+        kind=st.sampled_from(DraftKind),
         grammar=st.sampled_from([None, None, None, GRAMMAR]),
         adapter=st.sampled_from([None, None, 0, 1]),
         priority=st.sampled_from([0, 0, 1, 2]),
@@ -148,6 +150,7 @@ class Streams(RuleBasedStateMachine):
         policy: ContextPolicy,
         seed: int | None,
         guesses: int,
+        kind: DraftKind,
         grammar: str | None,
         adapter: int | None,
         priority: int,
@@ -163,7 +166,8 @@ class Streams(RuleBasedStateMachine):
                 sampling=SamplingParams(temperature=0 if seed is None else 1.0, seed=seed),
                 ignore_eos=grammar is None,
                 context_policy=policy,
-                draft=DraftOptions(DraftKind.MODEL, draft_k=guesses) if guesses and seed is None else None,
+                # what is drawn from a seed stays the same with guesses from the text alone
+                draft=DraftOptions(kind, draft_k=guesses) if guesses and (seed is None or kind is NGRAM) else None,
                 grammar=grammar,
                 adapters=() if adapter is None else (AdapterUse(self.adapters[adapter], 1.0),),
                 priority=priority,
