@@ -18,6 +18,8 @@ from engine.job import JobCancelled
 
 SHORTEST, LONGEST = 48, 160
 """How many tokens are written for each way: as many as the last answer has, within these bounds."""
+FIRST_TOKENS = 8
+"""How many are written with a draft before it is measured."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,8 @@ def measure_ways(
             if way.path is not None and way.path != loaded:
                 _wait(engine.load_draft(way.path, options or LoadOptions()), cancelled)
                 loaded = way.path
+                # A device may compile what a draft takes when it first runs, which takes longer than the trial.
+                _run(engine, replace(request, draft=way.draft, max_tokens=FIRST_TOKENS), lambda _share: None, cancelled)
             finished = _run(engine, replace(request, draft=way.draft), note, cancelled)
         except JobCancelled:
             raise
