@@ -148,10 +148,12 @@ static inline __attribute__((always_inline)) void T(fetch)(
 #endif
 
 #define MOST 4
-#define FEWER 2
 DEFINE_DOT(dot_1, 1)
-DEFINE_DOT(dot_fewer, FEWER)
-DEFINE_DOT(dot_most, MOST)
+DEFINE_DOT(dot_2, 2)
+#ifdef REALM_BYTES
+DEFINE_DOT(dot_3, 3)
+#endif
+DEFINE_DOT(dot_4, 4)
 
 // `count` blocks of a group from the first on into a panel (panel.cl); asks for the panel after this one, or for
 // its scales alone
@@ -201,18 +203,25 @@ static inline void T(add_columns)(const __global uchar *weights, int groups, int
 // How many of the rows that are left go together
 static inline __attribute__((always_inline)) int T(tile)(int left)
 {
-    return left >= MOST ? MOST : left >= FEWER ? FEWER : 1;
+#ifdef REALM_BYTES // as evenly as they go: each time the weights are unpacked anew
+    const int turns = (left + MOST - 1) / MOST;
+    return (left + turns - 1) / turns;
+#else
+    return left >= MOST ? MOST : left >= 2 ? 2 : 1;
+#endif
 }
 
 static inline __attribute__((always_inline)) void T(dot)(
     int tile, const __global uchar *group, int k, const __global char *const *x, float16 *acc)
 {
-    if (tile == MOST)
-        T(dot_most)(group, k, x, acc);
-    else if (tile == FEWER)
-        T(dot_fewer)(group, k, x, acc);
-    else
-        T(dot_1)(group, k, x, acc);
+    switch (tile) {
+    case 4: T(dot_4)(group, k, x, acc); break;
+#ifdef REALM_BYTES
+    case 3: T(dot_3)(group, k, x, acc); break;
+#endif
+    case 2: T(dot_2)(group, k, x, acc); break;
+    default: T(dot_1)(group, k, x, acc);
+    }
 }
 #undef DEFINE_DOT
 #undef SUMS_OF

@@ -7,11 +7,11 @@
 
 #define PANEL_BLOCKS 16 // of 32 columns, of quantised weights, at most
 #define PANEL_ROWS 64   // rows of activations that a panel serves before the next takes its place
-#define PANEL_LEAST 8   // with fewer rows it does not pay
 
 #ifdef REALM_BYTES
 #define PANEL_GROUPS 2   // that go together
 #define UNPACK_FETCHES 0 // fetch_panels does
+#define PANEL_LEAST 17   // with fewer rows it does not pay
 
 typedef struct {
     int16 w[8 * PANEL_BLOCKS];
@@ -26,6 +26,7 @@ static inline __attribute__((always_inline)) void panel_word(Panel *panel, int i
 #else
 #define PANEL_GROUPS 1
 #define UNPACK_FETCHES 1 // weights for the next panel: spread among the products it slows AVX2 down
+#define PANEL_LEAST 8
 #define PANEL_FLOATS 256 // columns of weights in floating point
 
 typedef struct {

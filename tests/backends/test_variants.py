@@ -50,7 +50,7 @@ def _products(fixtures_dir: Path, names: list[str], x: np.ndarray) -> dict[str, 
 
 
 def _check(fixtures_dir: Path, monkeypatch: pytest.MonkeyPatch, variant: str, names: list[str]) -> None:
-    x = np.random.default_rng(5).normal(0, 1, (12, COLUMNS)).astype(np.float32)  # rows for tiles of 8, 4, 2 and 1
+    x = np.random.default_rng(5).normal(0, 1, (28, COLUMNS)).astype(np.float32)  # for tiles of all numbers of rows
     expected = _products(fixtures_dir, names, x)
     monkeypatch.setenv("REALM_KERNEL_VARIANT", variant)
     platforms._find_devices.cache_clear()

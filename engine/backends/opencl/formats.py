@@ -196,7 +196,6 @@ _MACROS = [
     "FETCH_BLOCKS",
     "PARTS",
     "MOST",
-    "FEWER",
     "MULTIPLY_PANELS",
     "PANEL_COLUMNS",
     "PANEL_RESULT",
