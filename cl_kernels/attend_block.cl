@@ -16,7 +16,7 @@
 
 // Scores of queries j .. j + N - 1 with the keys kt of block k of the span; kf: these keys as floats, or 0.
 static inline __attribute__((always_inline)) void B(scores)(
-    const Span *s, int j, int k, const __global uchar *kt, const __private float *kf)
+    const Span *s, int j, int k, const __global uchar *kt, const __private float *kf, const __global uchar *ahead)
 {
     const int head_width = s->a->head_width;
     const __private Query *q = s->q + j;
@@ -26,6 +26,8 @@ static inline __attribute__((always_inline)) void B(scores)(
             (float16)(0.0f);
         _Pragma("unroll 4") for (int d = 0; d < head_width; d++) {
             float16 key[VECTORS];
+            if (part == 0)
+                FETCH(ahead + 2 * POSITIONS * d);
             EACH_VECTOR
             {
                 const int at = d * POSITIONS + 16 * (part + i);
@@ -45,7 +47,8 @@ static inline __attribute__((always_inline)) void B(scores)(
 // Adds the values vt of block k, of whose positions `written` are there, to what queries j .. j + N - 1 have gathered; vf:
 // these values as floats, or 0.
 static inline __attribute__((always_inline)) void B(values)(
-    const Span *s, int j, int k, int written, const __global uchar *vt, const __private float *vf)
+    const Span *s, int j, int k, int written, const __global uchar *vt, const __private float *vf,
+    const __global uchar *ahead)
 {
     const int vectors = padded16(s->a->value_width) / 16;
     const __private float *p = s->p + j * SPAN + POSITIONS * k;
@@ -56,12 +59,16 @@ static inline __attribute__((always_inline)) void B(values)(
         EACH_QUERY EACH_VECTOR o[u][i] =
             acc[u * vectors + i * more];
         _Pragma("unroll 4") for (int x = 0; x < written; x++)
+        {
+            if (d % 2 == 0)
+                FETCH(ahead + 32 * (x * vectors + d));
             EACH_VECTOR
             {
                 const int at = 16 * (x * vectors + d + i * more);
                 const float16 v = vf ? *(const __private float16 *)(vf + at) : load_half16(vt + 2 * at);
                 EACH_QUERY o[u][i] += v * p[u * SPAN + x];
             }
+        }
         EACH_QUERY
         {
             acc[u * vectors] = o[u][0];
@@ -74,7 +81,8 @@ static inline __attribute__((always_inline)) void B(values)(
 #else
 
 // As above.
-static inline __attribute__((always_inline)) void B(scores)(const Span *s, int j, int k, const __global uchar *kt)
+static inline __attribute__((always_inline)) void B(scores)(
+    const Span *s, int j, int k, const __global uchar *kt, const __global uchar *ahead)
 {
     const int head_width = s->a->head_width, factors = padded32(head_width);
     const __global uchar *scales = kt + code_bytes(head_width);
@@ -92,7 +100,9 @@ static inline __attribute__((always_inline)) void B(scores)(const Span *s, int j
             }
             _Pragma("unroll") for (int e = 0; e < CODE_BITS; e++) EACH_VECTOR
             {
-                const int16 bytes = load_int16(kt + ((g * CODE_BITS + e) * POSITIONS + 16 * (part + i)) * 4);
+                const int at = ((g * CODE_BITS + e) * POSITIONS + 16 * (part + i)) * 4;
+                const int16 bytes = load_int16(kt + at);
+                FETCH(ahead + at);
 #if KV_TYPE == KV_Q8_0
                 const Codes codes = codes_of(bytes);
                 EACH_QUERY dot_codes(dot[u][i], codes, four(q[u].factors, factors, 8 * g + e));
@@ -107,7 +117,10 @@ static inline __attribute__((always_inline)) void B(scores)(const Span *s, int j
             }
             EACH_VECTOR
             {
-                const float16 scale = load_half16(scales + 2 * (g * POSITIONS + 16 * (part + i)));
+                const int at = 2 * (g * POSITIONS + 16 * (part + i));
+                const float16 scale = load_half16(scales + at);
+                if (part + i == 0)
+                    FETCH(ahead + (scales - kt) + at);
                 EACH_QUERY sum[u][i] += to_float(dot_total(dot[u][i])) * (scale * q[u].scales[g]);
             }
         }
@@ -116,8 +129,8 @@ static inline __attribute__((always_inline)) void B(scores)(const Span *s, int j
     }
 }
 
-// Adds columns 32 g .. 32 g + 31 of the values of the span, those of the first head `offset` bytes before, to what queries j .. j + N - 1 have gathered.
-static inline __attribute__((always_inline)) void B(values)(const Span *s, int j, int g, long offset)
+// Adds columns 32 g .. 32 g + 31 of the values of the span, to what queries j .. j + N - 1 have gathered.
+static inline __attribute__((always_inline)) void B(values)(const Span *s, int j, int g, int head)
 {
     const int vectors = padded16(s->a->value_width) / 16, groups = padded32(s->a->value_width) / 32;
     const __private uchar *weights = s->weights + j * 2 * SPAN;
@@ -131,18 +144,23 @@ static inline __attribute__((always_inline)) void B(values)(const Span *s, int j
         for (int k = s->first; k < s->last; k++) {
             if (unseen(s->a, j, N, s->start + POSITIONS * k, s->start + POSITIONS * (k + 1)))
                 continue;
-            const __global uchar *vt = s->vt[k] + offset;
+            const __global uchar *vt = s->vt[k] + head * value_bytes(s->a->value_width);
+            const __global uchar *ahead = ahead_of(s, k, 1, head, vt);
+            FETCH(ahead + code_bytes(s->a->value_width) + 2 * POSITIONS * g);
             _Pragma("unroll 2") for (int e = 0; e < POSITIONS / 4; e++)
             {
                 Four w[N];
                 EACH_QUERY w[u] = four(weights + u * 2 * SPAN, SPAN, POSITIONS / 4 * k + e);
 #if KV_TYPE == KV_Q4_0
                 const int16 bytes = load_int16(vt + (e * groups + g) * 64);
+                FETCH(ahead + (e * groups + g) * 64);
 #endif
                 EACH_VECTOR
                 {
 #if KV_TYPE == KV_Q8_0
-                    const Codes codes = codes_of(load_int16(vt + (e * groups + g) * 128 + 64 * (part + i)));
+                    const int at = (e * groups + g) * 128 + 64 * (part + i);
+                    const Codes codes = codes_of(load_int16(vt + at));
+                    FETCH(ahead + at);
 #else
                     const Codes codes = codes_of((part + i ? bytes >> 4 : bytes) & 0x0f0f0f0f);
 #endif

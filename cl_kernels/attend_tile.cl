@@ -17,25 +17,6 @@
             name##_4(s, j, __VA_ARGS__);                                                                               \
         }
 
-// Asks for what is used FETCH_BYTES of the cache after the keys (or values) of block k of the span. Each of the tile's
-// heads asks for its share of that block, so that all of it is asked for in the order of its addresses: the processor then
-// goes on by itself.
-static inline void fetch_ahead(const Span *s, int head, int k, int values)
-{
-    const Attend *a = s->a;
-    const long key_size = a->together * key_bytes(a->head_width), value_size = a->together * value_bytes(a->value_width);
-    const int after = SPAN_BLOCKS * values + k + a->fetch;
-    const int block = s->start / POSITIONS + after / (2 * SPAN_BLOCKS) * SPAN_BLOCKS + after % SPAN_BLOCKS;
-    if (POSITIONS * block >= a->end)
-        return;
-    const long at = ((long)a->block_table[block] * a->kv_heads + a->kv_head) / a->together;
-    const int of_values = after / SPAN_BLOCKS % 2;
-    const __global uchar *p = of_values ? a->values + at * value_size : a->keys + at * key_size;
-    const long size = of_values ? value_size : key_size, last = size * (head + 1) / a->together;
-    for (long i = (size * head / a->together + 63) / 64 * 64; i < last; i += 64)
-        FETCH(p + i);
-}
-
 static inline void attend_span(const Span *s)
 {
     const Attend *a = s->a;
@@ -45,49 +26,44 @@ static inline void attend_span(const Span *s)
     float floats[MAX_WIDTH * POSITIONS] __attribute__((aligned(64)));
     for (int k = s->first; k < s->last; k++)
         for (int head = 0; head < heads; head++) {
-            const __global uchar *kt = s->kt[k] + head * key_size;
-            fetch_ahead(s, head, k, 0);
+            const __global uchar *kt = s->kt[k] + head * key_size, *ahead = ahead_of(s, k, 0, head, kt);
             if (queries <= DIRECT) {
-                EACH_BATCH(scores, k, kt, 0)
+                EACH_BATCH(scores, k, kt, 0, ahead)
                 continue;
             }
             for (int i = 0; i < a->head_width * POSITIONS; i += 16)
                 *(float16 *)(floats + i) = load_half16(kt + 2 * i);
-            EACH_BATCH(scores, k, kt, floats)
+            EACH_BATCH(scores, k, kt, floats, ahead)
         }
     for (int i = 0; i < heads * queries; i++)
         soften(s, i);
     const int padded = padded16(a->value_width);
     for (int k = s->first; k < s->last; k++)
         for (int head = 0; head < heads; head++) {
-            const __global uchar *vt = s->vt[k] + head * value_size;
+            const __global uchar *vt = s->vt[k] + head * value_size, *ahead = ahead_of(s, k, 1, head, vt);
             const int written = min(POSITIONS, a->last - s->start - POSITIONS * k); // what lies behind may be no number
-            fetch_ahead(s, head, k, 1);
             if (queries <= DIRECT) {
-                EACH_BATCH(values, k, written, vt, 0)
+                EACH_BATCH(values, k, written, vt, 0, ahead)
                 continue;
             }
             for (int i = 0; i < written * padded; i += 16)
                 *(float16 *)(floats + i) = load_half16(vt + 2 * i);
-            EACH_BATCH(values, k, written, vt, floats)
+            EACH_BATCH(values, k, written, vt, floats, ahead)
         }
 #else
     for (int k = s->first; k < s->last; k++)
         for (int head = 0; head < heads; head++) {
-            fetch_ahead(s, head, k, 0);
-            EACH_BATCH(scores, k, s->kt[k] + head * key_size)
+            const __global uchar *kt = s->kt[k] + head * key_size, *ahead = ahead_of(s, k, 0, head, kt);
+            EACH_BATCH(scores, k, kt, ahead)
         }
     for (int i = 0; i < heads * queries; i++)
         soften(s, i);
-    for (int head = 0; head < heads; head++) {
-        for (int k = s->first; k < s->last; k++)
-            fetch_ahead(s, head, k, 1);
+    for (int head = 0; head < heads; head++)
         for (int g = 0; 32 * g < a->value_width; g++) {
             for (int i = head * queries; i < (head + 1) * queries; i++)
                 round_weights(s, i, g, head * value_size);
-            EACH_BATCH(values, g, head * value_size)
+            EACH_BATCH(values, g, head)
         }
-    }
 #endif
 }
 

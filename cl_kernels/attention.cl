@@ -189,6 +189,7 @@ static inline void quantise_query(
 
 // Blocks whose scores pass through one softmax: a segment is a whole number of such spans.
 #define SPAN_BLOCKS 4
+#define FETCH_AHEAD (32 << 10) // bytes of the cache that are asked for before they are used
 #define SPAN (SPAN_BLOCKS * POSITIONS)
 
 // A tile's work on one span.
@@ -207,6 +208,20 @@ typedef struct {
     __private int *weight_offsets;          // [queries]: what the codes' zero adds to the products
 #endif
 } Span;
+
+// What is used a->fetch blocks of keys or values after the keys (or values) of block k of the span: those of `head` there,
+// or `own`, which is being used, where nothing more comes. It is asked for bit by bit while these are used, all heads of a
+// block after one another: the processor then goes on in the order of addresses by itself.
+static inline const __global uchar *ahead_of(const Span *s, int k, int values, int head, const __global uchar *own)
+{
+    const Attend *a = s->a;
+    const int after = SPAN_BLOCKS * values + k + a->fetch;
+    const int block = s->start / POSITIONS + after / (2 * SPAN_BLOCKS) * SPAN_BLOCKS + after % SPAN_BLOCKS;
+    if (POSITIONS * block >= a->end)
+        return own;
+    const long at = (long)a->block_table[block] * a->kv_heads + a->kv_head + head;
+    return after / SPAN_BLOCKS % 2 ? a->values + at * value_bytes(a->value_width) : a->keys + at * key_bytes(a->head_width);
+}
 
 // Where query i's row stands.
 static inline __attribute__((always_inline)) int position_of(const Attend *a, int i)
@@ -262,31 +277,44 @@ static inline void soften(const Span *s, int i)
 
 #if KV_TYPE != KV_F16
 
-// The weights of query i for columns 32 g .. 32 g + 31 of the values, which lie `offset` bytes behind those of the first head.
-static inline void round_weights(const Span *s, int i, int g, long offset)
+static inline __attribute__((always_inline)) void round_span(
+    const Span *s, int i, const __private float *p, long at_scales, int first, int last)
 {
-    const long at_scales = offset + code_bytes(s->a->value_width) + 2 * POSITIONS * g;
-    const __private float *p = s->p + i * SPAN;
     float16 w[2 * SPAN_BLOCKS];
     int16 most = (int16)(0); // bits of numbers that are not negative: they have their order, and what is none is above all
-    for (int k = s->first; k < s->last; k++)
-        for (int part = 0; part < 2; part++) {
-            const float16 e = *(const __private float16 *)(p + POSITIONS * k + 16 * part);
-            const float16 scale = load_half16(s->vt[k] + at_scales + 32 * part);
-            const float16 x = e > 0.0f ? e * scale : (float16)(0.0f); // a scale that the row does not see may be no number
-            w[2 * k + part] = x;
-            const int16 bits = __builtin_astype(x, int16) & 0x7fffffff;
-            most = most > bits ? most : bits;
-        }
+    _Pragma("unroll") for (int k = 0; k < 2 * SPAN_BLOCKS; k++)
+    {
+        if (k / 2 < first || k / 2 >= last)
+            continue;
+        const float16 e = *(const __private float16 *)(p + 16 * k);
+        const float16 scale = load_half16(s->vt[k / 2] + at_scales + 32 * (k % 2));
+        w[k] = e > 0.0f ? e * scale : (float16)(0.0f); // a scale that the row does not see may be no number
+        const int16 bits = __builtin_astype(w[k], int16) & 0x7fffffff;
+        most = most > bits ? most : bits;
+    }
     const float largest = as_float(max_int16(most)), inverse = largest > 0.0f ? LARGEST_FACTOR / largest : 0.0f;
     int16 sum = (int16)(0);
-    for (int k = 2 * s->first; k < 2 * s->last; k++) {
+    _Pragma("unroll") for (int k = 0; k < 2 * SPAN_BLOCKS; k++)
+    {
+        if (k / 2 < first || k / 2 >= last)
+            continue;
         const int16 n = __builtin_astype(w[k] * inverse + ROUND_MAGIC, int16) - ROUND_MAGIC_BITS;
         sum += n;
         put_factors(n, s->weights + i * 2 * SPAN, SPAN, 16 * k);
     }
     s->weight_scales[i] = largest / LARGEST_FACTOR;
     s->weight_offsets[i] = CODE_ZERO * sum_int16(sum);
+}
+
+// The weights of query i for columns 32 g .. 32 g + 31 of the values, which lie `offset` bytes behind those of the first head.
+static inline void round_weights(const Span *s, int i, int g, long offset)
+{
+    const long at_scales = offset + code_bytes(s->a->value_width) + 2 * POSITIONS * g;
+    const __private float *p = s->p + i * SPAN;
+    if (s->first == 0 && s->last == SPAN_BLOCKS) // the same without the questions
+        round_span(s, i, p, at_scales, 0, SPAN_BLOCKS);
+    else
+        round_span(s, i, p, at_scales, s->first, s->last);
 }
 
 #endif

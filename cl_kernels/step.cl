@@ -124,7 +124,7 @@ static void attend_chunk(const __global Op *op, const __global int *in, int c)
     a.last = tile[4];
     a.segment = tile[5];
     a.end = op->whole ? a.last : position + a.rows;
-    a.fetch = min(2 * SPAN_BLOCKS, 1 + (int)(FETCH_BYTES / (together * key_bytes(op->head_width))));
+    a.fetch = min(2 * SPAN_BLOCKS, 1 + (int)(FETCH_AHEAD / (together * key_bytes(op->head_width))));
     if (op->window) // blocks that no row of the tile sees any more
         a.first = min(a.last, max(a.first, max(0, position - op->window + 1) / POSITIONS * POSITIONS));
     a.kv_head = head / (op->heads / op->kv_heads);
