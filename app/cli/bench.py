@@ -15,7 +15,7 @@ from app.cli.bench_grammar import add_grammar_arguments, run_grammar
 from app.cli.bench_kernels import add_kernel_arguments, run_kernels
 from app.cli.bench_load import run_load
 from app.cli.bench_lora import add_adapter_arguments, run_adapters
-from app.cli.bench_streams import add_stream_measurement, run_streams
+from app.cli.bench_streams import add_stream_measurement, run_session, run_streams
 from app.cli.drafts import add_draft_arguments, draft_options
 from app.cli.memory import peak_memory_bytes
 from app.cli.models import loaded_engine, wait_for
@@ -89,7 +89,9 @@ _OPTIONS = {
     "rows": "--rows",
     "load": "--load",
     "grammar": "--grammar",
+    "json_schema": "--json-schema",
     "streams": "--streams",
+    "session": "--session",
     "kernels": "--kernels",
     "draft": "--draft",
     "ngram": "--ngram",
@@ -103,8 +105,9 @@ def run(args: argparse.Namespace) -> int:
         _Measurement(run_kernels, ("kernels",), ("types", "shapes", "rows")),
         _Measurement(run_load, ("load",), ("repetitions",)),
         _Measurement(run_adapters, ("lora", "lora_rank"), ("decode_tokens", "repetitions")),
-        _Measurement(run_grammar, ("grammar",), ("decode_tokens", "repetitions")),
+        _Measurement(run_grammar, ("grammar", "json_schema"), ("decode_tokens", "repetitions", "kv_type")),
         _Measurement(run_streams, ("streams",), ("decode_tokens", "seed")),
+        _Measurement(run_session, ("session",), ("seed", "kv_type")),
         _Measurement(run_drafts, ("draft", "ngram"), ("draft_k", "decode_tokens", "repetitions", "seed")),
         _Measurement(
             _run_speed,

@@ -1,4 +1,4 @@
-"""`realm bench --grammar`: what it costs that answers have to match a JSON schema."""
+"""`realm bench --grammar [FILE]`, `--json-schema FILE`: what it costs that answers have to match a form."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 
 from app.cli.answers import answer_request
+from app.cli.input import file_text
 from app.cli.models import loaded_engine, model_path
+from app.cli.options import grammar_text, schema_of
 from app.cli.terminal import ProgressBar, printable, write_json
 from engine.api import Figures, GenerateRequest, SamplingParams
 from engine.engine import Engine
+from engine.errors import RequestError
 from engine.gguf import GGUFFile
 from engine.grammar import CompiledGrammar, schema_gbnf
 from engine.grammar.trie import TokenTrie, token_trie
@@ -47,26 +50,42 @@ _PEOPLE = [
 _PROMPT = [{"role": "user", "content": "Invent people. Write them as a JSON array, in one line."}]
 _PARAMS = SamplingParams(seed=1)
 
+BUILT_IN = Path()
+"""In place of a file: the schema of people."""
+
 
 def add_grammar_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument(
         "--grammar",
-        action="store_true",
-        help="measure what a JSON schema costs per token; a file with a vocabulary only will do",
+        nargs="?",
+        type=Path,
+        const=BUILT_IN,
+        metavar="FILE",
+        help="measure what a GBNF grammar costs answers; without FILE, what a JSON schema costs, per token too: "
+        "a file with a vocabulary only will do",
+    )
+    form.add_argument(
+        "--json-schema", type=Path, metavar="FILE", help="measure what a JSON schema of yours costs answers"
     )
 
 
 def run_grammar(args: argparse.Namespace) -> int:
     path = model_path(args.model)
+    form = _form(args)
     bar = ProgressBar("bench")
     try:
         bar.update(0.0, "vocabulary")
         with GGUFFile.open(path) as file:
             runs = bool(file.tensors)  # else it holds a vocabulary only
             tokenizer = Tokenizer.from_gguf(file)
-        answer = {"model": str(path), "vocab_size": tokenizer.n_vocab, **_masks(tokenizer)}
+        answer = {"model": str(path), "vocab_size": tokenizer.n_vocab}
+        if "json_schema" in form and form["json_schema"] is SCHEMA:
+            answer |= _masks(tokenizer)
+        elif not runs:
+            raise RequestError(f"{path} holds a vocabulary only, which cannot answer.", "Name a whole model.")
         if runs:
-            answer |= _answers(args, path, bar)
+            answer |= _answers(args, path, bar, form)
     finally:
         bar.clear()
     if args.json:
@@ -74,6 +93,15 @@ def run_grammar(args: argparse.Namespace) -> int:
     else:
         print(printable(_text(answer)))
     return 0
+
+
+def _form(args: argparse.Namespace) -> dict[str, Any]:
+    """What answers have to match, as fields of a request. Raises RequestError where that is none."""
+    if args.json_schema is not None:
+        return {"json_schema": schema_of({"json_schema": file_text(args.json_schema)})}
+    if args.grammar != BUILT_IN:
+        return {"grammar": grammar_text({"grammar": file_text(args.grammar)})}
+    return {"json_schema": SCHEMA}
 
 
 def _masks(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -131,16 +159,16 @@ def _longest_pieces(trie: TokenTrie, text: str) -> list[int]:
     return out
 
 
-def _answers(args: argparse.Namespace, path: Path, bar: ProgressBar) -> dict[str, Any]:
-    """Whole answers, with the schema and without it by turns."""
+def _answers(args: argparse.Namespace, path: Path, bar: ProgressBar, form: dict[str, Any]) -> dict[str, Any]:
+    """Whole answers, of the form and of any by turns."""
     plain: list[Figures] = []
     schema: list[Figures] = []
     context = 256 + args.decode_tokens
     with loaded_engine(str(path), args.device, context, kv_type=args.kv_type) as (engine, info):
         for index in range(args.repetitions + 1):
             bar.update(index / (args.repetitions + 1), "answers")
-            plain.append(_serve(engine, args.decode_tokens, with_schema=False))
-            schema.append(_serve(engine, args.decode_tokens, with_schema=True))
+            plain.append(_serve(engine, args.decode_tokens, {}))
+            schema.append(_serve(engine, args.decode_tokens, form))
     plain_rates, rates = ([figures.decode_tokens_per_s for figures in kind[1:]] for kind in (plain, schema))
     return {
         "device": info.device.id,
@@ -153,28 +181,29 @@ def _answers(args: argparse.Namespace, path: Path, bar: ProgressBar) -> dict[str
     }
 
 
-def _serve(engine: Engine, n: int, *, with_schema: bool) -> Figures:
+def _serve(engine: Engine, n: int, form: dict[str, Any]) -> Figures:
     """Log probabilities are asked for in both, so that no token is jumped over."""
     request = GenerateRequest(
         messages=_PROMPT,
         plain_template=True,
         sampling=_PARAMS,
         max_tokens=n,
-        ignore_eos=not with_schema,
-        json_schema=SCHEMA if with_schema else None,
+        ignore_eos=not form,
         logprobs=1,
+        **form,
     )
     return answer_request(engine, request).figures
 
 
 def _text(answer: dict[str, Any]) -> str:
-    lines = [
-        f"{answer['model']} ({answer['vocab_size']} tokens)",
-        f"vocabulary  {answer['vocabulary_s']:.2f} s once, grammar {1e3 * answer['compile_s']:.0f} ms once",
-        f"one token   {answer['plain_us']:.0f} us without grammar, {answer['first_answer_us']:.0f} us with it in the "
-        f"first answer (at most {answer['first_answer_max_us']:.0f}), {answer['later_answers_us']:.0f} us later "
-        f"(at most {answer['later_answers_max_us']:.0f})",
-    ]
+    lines = [f"{answer['model']} ({answer['vocab_size']} tokens)"]
+    if "plain_us" in answer:
+        lines += [
+            f"vocabulary  {answer['vocabulary_s']:.2f} s once, grammar {1e3 * answer['compile_s']:.0f} ms once",
+            f"one token   {answer['plain_us']:.0f} us without grammar, {answer['first_answer_us']:.0f} us with it in "
+            f"the first answer (at most {answer['first_answer_max_us']:.0f}), "
+            f"{answer['later_answers_us']:.0f} us later (at most {answer['later_answers_max_us']:.0f})",
+        ]
     if "speed_with_schema" in answer:
         lines.append(
             f"decode      {answer['plain_tokens_per_s']:.1f} tokens/s without grammar, "

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from app.cli.models import loaded_engine, wait_for
 from app.cli.options import at_least
+from app.cli.stream_options import session_path
 from app.cli.terminal import ProgressBar, printable, write_json
 from engine.api import Failed, Figures, Finished, GenerateRequest, ModelInfo, PrefillProgress, SamplingParams, Token
 from engine.measure import random_tokens
@@ -35,6 +36,9 @@ def add_stream_measurement(parser: argparse.ArgumentParser) -> None:
         help="measure N concurrent answers beside one instead, a short request behind a long prefill, cancelling, and "
         "reopening a long chat from its session",
     )
+    parser.add_argument(
+        "--session", metavar="FILE", help="measure reopening a long chat from its session instead, kept in FILE"
+    )
 
 
 def run_streams(args: argparse.Namespace) -> int:
@@ -44,6 +48,25 @@ def run_streams(args: argparse.Namespace) -> int:
     else:
         print(printable(text_of(answer)))
     return 0
+
+
+def run_session(args: argparse.Namespace) -> int:
+    path = session_path({"session": args.session})
+    bar = ProgressBar("session")
+    with loaded_engine(args.model, args.device, CHAT_TOKENS + 128, kv_type=args.kv_type) as (engine, info):
+        ends = wait_for(engine.call(lambda _, t: frozenset(t.end_tokens)))
+        try:
+            bar.update(0.1, "reopening")
+            _answer(engine, random_tokens(info.vocab_size, PROMPT_TOKENS, args.seed, ends), 8)
+            chat = random_tokens(info.vocab_size, CHAT_TOKENS, args.seed + 1, ends)
+            answer = {"model": str(info.path), "device": info.device.id, **_reopening(engine, chat, path)}
+        finally:
+            bar.clear()
+    if args.json:
+        write_json(answer)
+    else:
+        print(printable(f"{answer['model']} ({answer['device']})\n{_reopened(answer)}"))
+    return 1 if answer["session_problems"] else 0
 
 
 def measure_streams(model: str, device: str, n: int, n_decode: int, seed: int) -> dict[str, Any]:
@@ -158,10 +181,10 @@ def _cancelling(engine: Engine, prompts: list[list[int]]) -> dict[str, Any]:
     return {"cancelled_s": time.perf_counter() - began, "active_after_cancel": engine.status().active_requests}
 
 
-def _reopening(engine: Engine, chat: list[int]) -> dict[str, Any]:
-    """A chat as long as this one, from its session, the cache emptied before."""
+def _reopening(engine: Engine, chat: list[int], kept: Path | None = None) -> dict[str, Any]:
+    """A chat as long as this one, from its session, the cache emptied before; kept: where the session stays."""
     with tempfile.TemporaryDirectory() as folder:
-        session = Path(folder) / "chat.session"
+        session = kept or Path(folder) / "chat.session"
         computed = _answer(engine, chat, 2, session)[1].time_to_first_token_s
         problems = wait_for(engine.sessions_saved())
         size = session.stat().st_size if session.exists() else 0
@@ -192,8 +215,15 @@ def text_of(a: dict[str, Any]) -> str:
             f"after {a['short_first_token_s']:.2f} s, {order} the long prompt's",
             f"cancelling  all {a['streams']} ended within {1000 * a['cancelled_s']:.0f} ms, "
             f"{a['active_after_cancel']} still active",
-            f"reopening   a chat of {a['chat_tokens']} tokens: first token after {a['chat_reopened_s']:.2f} s from its "
-            f"session ({a['session_bytes'] / 1e6:.0f} MB, {a['chat_cached_tokens']} tokens), "
-            f"{a['chat_computed_s']:.2f} s computed",
+            _reopened(a),
         )
+    )
+
+
+def _reopened(a: dict[str, Any]) -> str:
+    problems = "".join(f"\n            {problem}" for problem in a["session_problems"])
+    return (
+        f"reopening   a chat of {a['chat_tokens']} tokens: first token after {a['chat_reopened_s']:.2f} s from its "
+        f"session ({a['session_bytes'] / 1e6:.0f} MB, {a['chat_cached_tokens']} tokens), "
+        f"{a['chat_computed_s']:.2f} s computed{problems}"
     )

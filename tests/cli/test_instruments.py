@@ -213,6 +213,37 @@ def test_bench_of_grammars(realm: Realm, tiny_model: Path, fixtures_dir: Path) -
     assert answer["later_answers_us"] < answer["plain_us"] + 500
 
 
+def test_bench_of_a_form_of_ones_own(realm: Realm, tiny_model: Path, fixtures_dir: Path, tmp_path: Path) -> None:
+    command = ("bench", "--model", tiny_model, "-n", 4, "-r", 1, "--device", "numpy")
+    grammar, schema = tmp_path / "any.gbnf", tmp_path / "any.json"
+    grammar.write_text("root ::= [a-z ]*")
+    schema.write_text('{"type": "string"}')
+    answer = realm(*command, "--grammar", grammar, "--json").json
+    assert answer["speed_with_schema"] > 0
+    assert "plain_us" not in answer
+    assert realm(*command, "--json-schema", schema, "--json").json["schema_tokens_per_s"] > 0
+
+    grammar.write_text("root ::= (")
+    broken = realm(*command, "--grammar", grammar)
+    assert broken.code == 1
+    assert "not closed" in broken.err
+    vocabulary = fixtures_dir / "tokenizers" / "ggml-vocab-gpt-2.gguf"
+    refused = realm("bench", "--model", vocabulary, "--json-schema", schema)
+    assert refused.code == 1
+    assert "vocabulary only" in refused.err
+
+
+def test_bench_of_a_session_that_is_kept(realm: Realm, tiny_model: Path, tmp_path: Path) -> None:
+    session = tmp_path / "chat.session"
+    answer = realm("bench", "--model", tiny_model, "--session", session, "--device", "numpy", "--json").json
+    assert answer["chat_cached_tokens"] >= answer["chat_tokens"] - 32
+    assert session.stat().st_size == answer["session_bytes"] > 0
+    other = tmp_path / "notes.txt"
+    other.write_text("mine")
+    assert realm("bench", "--model", tiny_model, "--session", other, "--device", "numpy").code == 1
+    assert other.read_text() == "mine"
+
+
 def test_a_large_vocabulary_opens_quickly(fixtures_dir: Path) -> None:
     """152,000 tokens, in processor time, as the machine may be busy; the best of three."""
     from app.cli.bench_load import _vocabulary
