@@ -73,6 +73,52 @@ def test_variants_agree(fixtures_dir: Path, monkeypatch: pytest.MonkeyPatch, var
     _check(fixtures_dir, monkeypatch, variant, TYPES)
 
 
+def _attended(device: str, kv_type: str) -> np.ndarray:
+    """Rows behind 2,300 positions, three key/value heads: the last of a prompt, a lone one and the last of three."""
+    heads, kv_heads, width, length = 6, 3, 64, 2304
+    rng = np.random.default_rng(3)
+    file = MemoryFile()
+    graph = Graph(n_vocab=heads * width, n_layers=1, n_kv_heads=kv_heads, head_width=width)
+    rows = rng.standard_normal((200, (heads + 2 * kv_heads) * width)).astype(np.float32)
+    x = graph.embed(file.add("x", "F32", rows, rows.shape[1]))
+    q = graph.slice(x, 0, heads * width)
+    k, v = (graph.slice(x, (heads + i * kv_heads) * width, kv_heads * width) for i in range(2))
+    out = graph.attention(q, k, v, layer=0, n_heads=heads, scale=width**-0.5, rope=None)
+    as_it_is = file.add("i", "F32", np.eye(heads * width, dtype=np.float32), heads * width)
+    graph.linear(graph.select_rows(out), as_it_is)
+    model = load(device, file, graph, length // 32, kv_type)
+    tokens = rng.integers(0, 200, length)
+    blocks = rng.permutation(length // 32)
+    found, at = [], 0
+    for count in (*[500] * 4, 299, 1, 3):
+        batch = one_sequence(tokens[at : at + count], at, blocks[: -(-(at + count) // 32)], [count - 1])
+        found.append(model.forward(batch).astype(np.float64).copy())
+        at += count
+    model.close()
+    return np.concatenate(found)
+
+
+@pytest.mark.usefixtures("_devices_asked_again")
+@pytest.mark.parametrize("kv_type", ["f16", "q8_0", "q4_0"])
+def test_variants_attend_alike(monkeypatch: pytest.MonkeyPatch, kv_type: str) -> None:
+    expected = _attended("numpy", kv_type)
+    for variant in (None, "avx2", "portable", "portable-bytes"):
+        if variant:
+            monkeypatch.setenv("REALM_KERNEL_VARIANT", variant)
+        platforms._find_devices.cache_clear()
+        device = devices()[0]
+        if device.executor != "persistent":
+            pytest.skip("the first device is a GPU, whose variants are others")
+        try:
+            assert device.variants
+        except DeviceError:
+            continue  # this processor lacks its instructions
+        got = _attended("opencl", kv_type)
+        error = ((got - expected) ** 2).sum() / (expected**2).sum()
+        # numpy keeps float32 where f16 is asked for, and rounds the same numbers to the same codes otherwise
+        assert error < (2e-6 if kv_type == "f16" else 2e-4), (variant, error)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("_devices_asked_again")
 @pytest.mark.parametrize("variant", [v.name for v in DOT_VARIANTS[1:]])
