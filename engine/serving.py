@@ -75,6 +75,7 @@ class Serving:
     ) -> None:
         """wake: called from another thread when there is something to do again though `busy` said no."""
         self.model = model
+        self._most_top = model.most_top if isinstance(model, GivesTop) else 0
         self.tokenizer = tokenizer
         self.plain_template = ChatTemplate(PLAIN_CHAT_TEMPLATE)
         self.template = template or self.plain_template
@@ -386,14 +387,14 @@ class Serving:
         """How many of the largest logits of each row are all that anybody looks at; 0: somebody wants all."""
         sampling = [rows.sequence for rows in step.rows if rows.samples]
         wanted = [0 if s.logprobs else s.sampler.most_wanted for s in sampling]
-        most = self.model.most_top if isinstance(self.model, GivesTop) else 0
-        return max(wanted) if wanted and min(wanted) > 0 and max(wanted) <= most else 0
+        return max(wanted) if wanted and min(wanted) > 0 and max(wanted) <= self._most_top else 0
 
     def _forward(self, step: Step) -> list[LogitRow] | None:
         """What tokens are chosen from, or None when the step failed in a way that leaves the model usable."""
         top = self._top_wanted(step)
         try:
-            if top and isinstance(self.model, GivesTop):
+            if top:
+                assert isinstance(self.model, GivesTop)
                 return [*self.model.top(step.batch, top, self._n_vocab)]
             return [*self.model.forward(step.batch)[:, : self._n_vocab]]
         except DeviceError:

@@ -176,7 +176,7 @@ class Sampler:
     def draw(self, remaining: Candidates) -> int:
         """One of the candidates: the first most likely one when greedy, else by their probabilities."""
         if self._greedy:
-            place = int(np.argmax(remaining.logits))
+            place = 0 if remaining.descending else int(np.argmax(remaining.logits))
             return int(place if remaining.ids is None else remaining.ids[place])
         sums = np.cumsum(remaining.weights(), dtype=np.float64)
         place = np.searchsorted(sums, self._random.random() * sums[-1], side="right")

@@ -244,13 +244,14 @@ class OpenCLModel:
     def top(self, batch: Batch, count: int, among: int) -> list[TopLogits]:
         assert self._program.top
         count = min(count, among)
-        begin, found = self._program.top.offset * self.max_rows // 4, []
+        begin = self._program.top.offset * self.max_rows // 4
+        found: list[TopLogits] = []
         for part in split_logit_rows(batch, self._max_logit_rows):
             self._run(part, self._whole, None, (count, among))
             words = len(part.logit_rows) * TOP.itemsize // 4
-            for row in self._scratch_floats[begin : begin + words].view(TOP):
-                ids = row["ids"][:count].astype(np.int64)
-                found.append(TopLogits(ids, row["logits"][:count].copy(), bool(row["finite"])))
+            rows = self._scratch_floats[begin : begin + words].view(TOP)
+            ids, logits = rows["ids"][:, :count].astype(np.int64), rows["logits"][:, :count].copy()
+            found += map(TopLogits, ids, logits, (rows["finite"] != 0).tolist())
         return found
 
     def hidden(self, batch: Batch, given: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
