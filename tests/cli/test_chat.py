@@ -293,9 +293,11 @@ def test_at_a_terminal(tiny_model: Path, data_dir: Path) -> None:
     main_end, chat_end = pty.openpty()
     environment = {**os.environ, "TERM": "xterm-256color"}
     environment.pop("NO_COLOR", None)
-    # The pseudo-terminal has to be the process's own for Ctrl-C to become a signal.
+    # The pseudo-terminal has to be the process's own for Ctrl-C to become a signal, and whoever runs the tests in the
+    # background has that signal ignored.
     code = (
-        "import fcntl, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+        "import fcntl, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+        "signal.signal(signal.SIGINT, signal.default_int_handler); "
         "from app.cli.main import main; sys.exit(main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", code, "chat", "--model", str(tiny_model), *map(str, SETTINGS)]
