@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,6 +90,33 @@ def test_a_tiny_model_answers_the_same_with_a_draft_and_in_a_crowd(fixtures_dir:
         for index, (tokens, _, _) in enumerate(answers):
             assert tokens == plain[index // 2]
         assert sum(accepted for _, _, accepted in answers) > 10
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_guesses_keep_to_a_grammar(fixtures_dir: Path, device: str) -> None:
+    """With one, too, the answer is the one without guesses; all of it is of the form."""
+    folder = fixtures_dir / "tiny_models"
+    prompt = np.load(folder / "llama.npz")["prompt"].tolist()[:12]
+    with Engine() as engine:
+        options = LoadOptions(device=device, context_length=256)
+        engine.load(folder / "llama.gguf", options).result(120)
+        engine.load_draft(folder / "llama-q4_k_m.gguf", options).result(120)
+        answers = []
+        for draft in (None, MODEL, NGRAM):
+            stream = engine.submit(
+                GenerateRequest(
+                    prompt_tokens=prompt,
+                    max_tokens=40,
+                    sampling=GREEDY,
+                    grammar="root ::= ([a-z]+ [0-9])+",
+                    draft=draft,
+                )
+            )
+            events = list(stream)
+            assert not any(isinstance(event, Failed) for event in events)
+            answers.append("".join(event.text for event in events if isinstance(event, Token)))
+        assert answers[1:] == answers[:1] * 2
+        assert re.match(r"[a-z]+([0-9][a-z]*)*$", answers[0])
 
 
 # -- the engine
