@@ -42,28 +42,21 @@ static inline float of_neighbour(float x, int distance)
     return r;
 }
 
-// Four matrices of 8 rows of 8 halves; work-item i of a warp says where row i % 8 of matrix i / 8 lies, and gets the two
-// halves 2 * (i % 4) of row i / 4 of each matrix.
-static inline uint4 load_fragments(LocalAddress address)
-{
-    uint4 r;
-    __asm__ volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w)
-                     : "r"(address)
-                     : "memory");
-    return r;
-}
+#define LOAD_FRAGMENTS(NAME, WAY)                                                                                      \
+    static inline uint4 NAME(LocalAddress address)                                                                     \
+    {                                                                                                                  \
+        uint4 r;                                                                                                       \
+        __asm__ volatile("ldmatrix.sync.aligned.m8n8.x4" WAY ".shared.b16 {%0, %1, %2, %3}, [%4];"                     \
+                         : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w)                                                  \
+                         : "r"(address)                                                                                \
+                         : "memory");                                                                                  \
+        return r;                                                                                                      \
+    }
 
-// The same of the transposed matrices.
-static inline uint4 load_fragments_transposed(LocalAddress address)
-{
-    uint4 r;
-    __asm__ volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w)
-                     : "r"(address)
-                     : "memory");
-    return r;
-}
+// Four matrices of 8 rows of 8 halves; work-item i of a warp says where row i % 8 of matrix i / 8 lies, and gets the two
+// halves 2 * (i % 4) of row i / 4 of each matrix, or of each transposed matrix.
+LOAD_FRAGMENTS(load_fragments, "")
+LOAD_FRAGMENTS(load_fragments_transposed, ".trans")
 
 // d += a (16 rows of 16) times b (16 of 8 columns)
 static inline float4 mma_half(float4 d, uint4 a, uint b0, uint b1)

@@ -93,24 +93,20 @@ class Sampler:
     def candidates(self, logits: NDArray[np.float32] | TopLogits, history: Sequence[int]) -> Candidates:
         """What the chain leaves to draw from; their softmax is the distribution of the next token. Arguments and
         errors as in `sample`; `most_wanted` of the largest logits, or more, are enough where that is not 0."""
-        if isinstance(logits, TopLogits):
-            if not logits.finite:
-                raise _invalid_logits("some")
-            remaining = Candidates(logits.ids, logits.logits, descending=True)
-            for step in self._chain:
-                remaining = step(remaining, history)
-            return remaining
+        remaining = _front(logits) if isinstance(logits, TopLogits) else self._possible(logits, history)
+        for step in self._chain:
+            remaining = step(remaining, history)
+        return remaining if self._mirostat is None else self._mirostat.narrow(remaining)
+
+    def _possible(self, logits: NDArray[np.float32], history: Sequence[int]) -> Candidates:
+        """The whole vocabulary with what comes before the chain: bias, what changes logits singly, a grammar."""
         if logits.shape != (self._n_vocab,):
             raise DeviceError(f"The model produced {logits.shape} numbers where {self._n_vocab} belong.")
         _check_finite(logits)
         remaining = Candidates(None, self._biased(logits) if len(self._bias) else logits)
         for step in self._singly:
             remaining = step(remaining, history)
-        if self._constraint is not None:
-            remaining = restricted(remaining, self._constraint, self._most)
-        for step in self._chain:
-            remaining = step(remaining, history)
-        return remaining if self._mirostat is None else self._mirostat.narrow(remaining)
+        return remaining if self._constraint is None else restricted(remaining, self._constraint, self._most)
 
     @property
     def most_wanted(self) -> int:
@@ -187,6 +183,12 @@ class Sampler:
 
 def _last(history: Sequence[int], n: int) -> Sequence[int]:
     return history if n < 0 else history[-n:] if n else ()
+
+
+def _front(logits: TopLogits) -> Candidates:
+    if not logits.finite:
+        raise _invalid_logits("some")
+    return Candidates(logits.ids, logits.logits, descending=True)
 
 
 def _check_finite(logits: NDArray[np.float32]) -> None:

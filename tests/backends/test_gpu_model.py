@@ -30,7 +30,7 @@ from engine.devices import choose_device, list_devices
 from engine.engine import Engine
 from engine.errors import OutOfMemoryError, UnsupportedModelError
 from engine.gguf import GGUFFile
-from engine.graph import Graph
+from engine.graph import Graph, split
 from tests.backends import test_llama, test_matmul, test_tiny_models
 from tests.backends.memory_file import MemoryFile, load, one_sequence
 from tests.engine.generation import generate
@@ -181,6 +181,19 @@ def test_a_decoded_row_does_not_depend_on_what_is_prefilled_beside_it(fixtures_d
         )
     )
     np.testing.assert_array_equal(together[0], alone[0])
+
+
+def test_a_whole_step_is_the_same_kernel_by_kernel(fixtures_dir: Path) -> None:
+    """What a card is asked when a model is loaded, of the parts of a divided model too."""
+    file = GGUFFile.open(fixtures_dir / "tiny_models" / "llama-q4_k_m.gguf")
+    graph = read_architecture(file).graph
+    for part in (graph, *split(graph, 1)):
+        model = load("opencl", file, part)  # type: ignore[arg-type]
+        assert isinstance(model, GpuModel)
+        assert model._whole is not None
+        model._try_whole_step()
+        assert model._whole is not None
+        model.close()
 
 
 def test_a_step_without_logits_is_not_waited_for_and_not_lost(fixtures_dir: Path) -> None:

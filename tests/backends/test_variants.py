@@ -13,7 +13,7 @@ import pytest
 
 from engine.backends.opencl import platforms
 from engine.backends.opencl.formats import FORMATS
-from engine.backends.opencl.platforms import DOT_VARIANTS, devices
+from engine.backends.opencl.platforms import DOT_VARIANTS, Device, devices
 from engine.errors import DeviceError
 from engine.graph import Graph, Piece
 from tests.backends.memory_file import MemoryFile, load, one_sequence
@@ -49,14 +49,19 @@ def _products(fixtures_dir: Path, names: list[str], x: np.ndarray) -> dict[str, 
     return {name: result[:, 8 * i : 8 * i + 8] for i, name in enumerate(names)}
 
 
-def _check(fixtures_dir: Path, monkeypatch: pytest.MonkeyPatch, variant: str, names: list[str]) -> None:
-    x = np.random.default_rng(5).normal(0, 1, (28, COLUMNS)).astype(np.float32)  # for tiles of all numbers of rows
-    expected = _products(fixtures_dir, names, x)
-    monkeypatch.setenv("REALM_KERNEL_VARIANT", variant)
+def _device_asked_again() -> Device:
     platforms._find_devices.cache_clear()
     device = devices()[0]
     if device.executor != "persistent":
         pytest.skip("the first device is a GPU, whose variants are others")
+    return device
+
+
+def _check(fixtures_dir: Path, monkeypatch: pytest.MonkeyPatch, variant: str, names: list[str]) -> None:
+    x = np.random.default_rng(5).normal(0, 1, (28, COLUMNS)).astype(np.float32)  # for tiles of all numbers of rows
+    expected = _products(fixtures_dir, names, x)
+    monkeypatch.setenv("REALM_KERNEL_VARIANT", variant)
+    device = _device_asked_again()
     try:
         assert device.variants[0].name == variant
     except DeviceError as error:
@@ -105,10 +110,7 @@ def test_variants_attend_alike(monkeypatch: pytest.MonkeyPatch, kv_type: str) ->
     for variant in (None, "avx2", "portable", "portable-bytes"):
         if variant:
             monkeypatch.setenv("REALM_KERNEL_VARIANT", variant)
-        platforms._find_devices.cache_clear()
-        device = devices()[0]
-        if device.executor != "persistent":
-            pytest.skip("the first device is a GPU, whose variants are others")
+        device = _device_asked_again()
         try:
             assert device.variants
         except DeviceError:

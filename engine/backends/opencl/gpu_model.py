@@ -16,13 +16,7 @@ from engine.adapters import BoundAdapter
 from engine.api import DeviceInfo
 from engine.backends.opencl.formats import FORMATS
 from engine.backends.opencl.gpu_adapters import GpuAdapters
-from engine.backends.opencl.gpu_batch import (
-    MAX_ROPES,
-    PARTIAL_SLOTS,
-    fill_input,
-    input_words,
-    split_slots,
-)
+from engine.backends.opencl.gpu_batch import MAX_ROPES, PARTIAL_SLOTS, fill_input, input_words, split_slots
 from engine.backends.opencl.gpu_plan import MATVEC_ROWS, MOST_SLICES, Plan, Sizes
 from engine.backends.opencl.gpu_source import STEP_THREADS, HeadShape, KernelSizes, simt_source
 from engine.backends.opencl.gpu_step import WholeSteps, addresses, can_run, step_table, takes
@@ -102,7 +96,8 @@ class GpuModel:
             progress("compiling", 1.0, ", ".join(names))
             self._weights.load(progress, cancelled)
             self._plan = self._allocate()
-            self._try_whole_step()
+            if not self._on.is_cpu:  # where one work-group has nobody to wait for
+                self._try_whole_step()
             if not cancelled():
                 progress("measuring", 0.0, "read bandwidth")
                 self._bandwidth = self._measure_bandwidth()
@@ -386,7 +381,7 @@ class GpuModel:
 
     def _try_whole_step(self) -> None:
         """Keeps to a step as one kernel only if it comes to the bits of the same step kernel by kernel, here."""
-        if self._whole is None or self._on.is_cpu:
+        if self._whole is None:
             return
         batch = Batch(
             tokens=np.zeros(1, np.int32),
@@ -395,9 +390,11 @@ class GpuModel:
             block_tables=np.zeros((1, 1), np.int32),
             logit_rows=np.zeros(1, np.int32),
         )
-        at_once = self.forward(batch).copy()
+        width = self._program.given.row_bytes // 4 if self._program.given else 0
+        given = np.ones((1, width), np.float32) if width else None  # else what is there by chance, and other in each
+        at_once = self.forward(batch, given).copy()
         whole, self._whole = self._whole, None
-        if np.array_equal(at_once, self.forward(batch), equal_nan=True):
+        if np.array_equal(at_once, self.forward(batch, given), equal_nan=True):
             self._whole = whole
 
     def _rebind_adapters(self) -> None:
