@@ -1,7 +1,7 @@
 """Measures Realm beside llama.cpp and beside what memory allows; `make bench`.
 
     python -m tests.tools.performance [MODEL ...] [--peer PYTHON] [--kernels] [--startup] [--contexts] [--lora]
-        [--drafts] [--streams N] [--write docs/performance.md]
+        [--drafts] [--large] [--streams N] [--write docs/performance.md]
 
 MODEL: GGUF files; the starter model where none is given. --peer (or REALM_PEER_PYTHON): a Python that has llama_cpp;
 without one only Realm is measured. Runs alternate, Realm and the peer by turns, each in a process that stays loaded;
@@ -39,6 +39,7 @@ from engine.measure import KernelTime, Peaks, measure_kernels, other_cases, prod
 from engine.measure.kernels import FIRST_TYPES
 from engine.quantize import plan_quantisation, quantize_file
 from tests.tools.bench_records import Change, Setting, compare_and_record, processor_name
+from tests.tools.large_shape import large_page
 from tests.tools.long_contexts import contexts_page
 from tests.tools.startup import startup_page
 
@@ -325,6 +326,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--contexts", action="store_true", help="measure decoding behind long contexts too")
     parser.add_argument("--lora", action="store_true", help="measure what adapters cost too")
     parser.add_argument("--drafts", action="store_true", help="measure what guessing tokens gains too")
+    parser.add_argument("--large", action="store_true", help="measure the shape of an 8B model too (5 GB)")
     parser.add_argument("--accept", action="store_true", help="record also what became slower")
     parser.add_argument("--streams", type=int, default=0, metavar="N", help="measure N answers at once too")
     parser.add_argument("--write", type=Path)
@@ -353,6 +355,7 @@ def main(arguments: list[str] | None = None) -> int:
             lambda: adapters_page(adapters_measured(str(first), options.device, (), 16, 128, options.repetitions)),
         ),
         (options.drafts, lambda: drafts_page(first, options.device, options.repetitions)),
+        (options.large, lambda: large_page(options.device, options.repetitions)),
         (options.streams, lambda: _streams_page(first, options.device, options.streams)),
     ]
     for wanted, make in sections:
