@@ -46,6 +46,9 @@ def main(arguments: "list[str]") -> int:
         return 2
     if sys.version_info < OLDEST:
         return use_newer_python(arguments)
+    from pathlib import Path
+
+    sys.path.append(str(Path(__file__).resolve().parent.parent))  # for app.system_libraries
     import tasks
 
     try:

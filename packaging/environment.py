@@ -13,7 +13,9 @@ import sys
 from pathlib import Path
 
 from console import Status, fail, say
-from system_libraries import find_manager, install
+from system_needs import install
+
+from app.system_libraries import find_manager
 
 PROJECT = Path(__file__).resolve().parent.parent
 VENV = PROJECT / ".venv"

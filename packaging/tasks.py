@@ -12,7 +12,7 @@ from collections.abc import Callable
 import environment
 from console import fail, say
 from environment import PROJECT
-from system_libraries import provide_for_pocl, provide_for_qt
+from system_needs import provide_for_pocl, provide_for_qt
 
 _INVISIBLE = ("offscreen", "minimal")
 _PROBE = "from PySide6.QtGui import QGuiApplication; QGuiApplication([])"

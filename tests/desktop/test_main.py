@@ -47,6 +47,6 @@ def test_a_model_that_is_not_there_is_no_traceback(data_dir: Path):
 
 def test_help_says_what_it_takes():
     done = subprocess.run(
-        [sys.executable, "-m", "app.desktop.main", "--help"], cwd=PROJECT, capture_output=True, text=True, check=True
+        [sys.executable, "-m", "app.desktop.start", "--help"], cwd=PROJECT, capture_output=True, text=True, check=True
     )
     assert "a GGUF file to open" in done.stdout

@@ -10,8 +10,10 @@ from pathlib import Path
 import bootstrap
 import environment
 import pytest
-import system_libraries
+import system_needs
 import tasks
+
+from app import system_libraries
 
 PACKAGING = Path(bootstrap.__file__).parent
 
@@ -105,8 +107,8 @@ def test_what_ldd_misses_is_found_in_its_words():
 
 
 def test_without_root_the_line_to_type_is_printed(capsys, monkeypatch):
-    monkeypatch.setattr(system_libraries, "missing_libraries", lambda binaries: ["libEGL.so.1", "libxcb-cursor.so.0"])
-    monkeypatch.setattr(system_libraries, "has_fonts", lambda: False)
+    monkeypatch.setattr(system_needs, "missing_libraries", lambda binaries: ["libEGL.so.1", "libxcb-cursor.so.0"])
+    monkeypatch.setattr(system_needs, "has_fonts", lambda: False)
     monkeypatch.setattr("os.geteuid", lambda: 1000, raising=False)
     monkeypatch.setattr("sys.platform", "linux")
     for manager, line in [
@@ -116,7 +118,7 @@ def test_without_root_the_line_to_type_is_printed(capsys, monkeypatch):
         ("zypper", "sudo zypper install -y dejavu-fonts libEGL1 libxcb-cursor0"),
     ]:
         monkeypatch.setattr("shutil.which", lambda name, manager=manager: name if name == manager else None)
-        system_libraries.provide_for_qt(Path("/nowhere"), window=True)
+        system_needs.provide_for_qt(Path("/nowhere"), window=True)
         assert f"Please type:  {line}\n" in capsys.readouterr().out
 
 
@@ -125,7 +127,7 @@ def test_a_missing_linker_is_installed_or_named(capsys, monkeypatch):
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     monkeypatch.setattr("os.geteuid", lambda: 1000, raising=False)
     monkeypatch.setattr("shutil.which", lambda name: name if name == "apt-get" else None)
-    system_libraries.provide_for_pocl()
+    system_needs.provide_for_pocl()
     assert "Please type:  sudo apt-get install -y --no-install-recommends gcc libc6-dev\n" in capsys.readouterr().out
 
 
@@ -133,7 +135,7 @@ def test_apt_that_fails_does_not_stop_the_run(capsys, monkeypatch):
     monkeypatch.setattr("os.geteuid", lambda: 0, raising=False)
     failed = subprocess.CompletedProcess([], 100, stdout="Reading...\nE: Unable to fetch some archives\n")
     monkeypatch.setattr("subprocess.run", lambda *_, **__: failed)
-    assert not system_libraries.install(system_libraries._MANAGERS["apt-get"], ["libegl1"])
+    assert not system_needs.install(system_libraries.MANAGERS["apt-get"], ["libegl1"])
     said = capsys.readouterr().out
     assert "Unable to fetch" in said
     assert "Please type:  apt-get install" in said

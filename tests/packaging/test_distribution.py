@@ -81,7 +81,7 @@ def test_the_wheel_holds_the_programs_and_their_data(tmp_path):
     scripts = next(name for name in names if name.endswith("entry_points.txt"))
     text = zipfile.ZipFile(wheel).read(scripts).decode()
     assert "realm = app.cli.main:main" in text
-    assert "realm-desktop = app.desktop.main:main" in text
+    assert "realm-desktop = app.desktop.start:main" in text
     (source,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(source) as archive:
         inside = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
