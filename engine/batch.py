@@ -111,15 +111,6 @@ class LoadedModel(Protocol):
     def close(self) -> None: ...
 
 
-class PartModel(LoadedModel, Protocol):
-    """A LoadedModel that may be the rest of one, whose graph begins with Input: `given` are the rows of the batch,
-    float32 [rows, width]."""
-
-    def forward(self, batch: Batch, given: NDArray[np.float32] | None = None) -> NDArray[np.float32]: ...
-
-    def hidden(self, batch: Batch, given: NDArray[np.float32] | None = None) -> NDArray[np.float32]: ...
-
-
 @dataclass(frozen=True)
 class TopLogits:
     """The largest logits of one row, descending, of equal ones the lowest id first: ids int64 [n], logits float32 [n].
@@ -160,6 +151,15 @@ class TakesAdapters(Protocol):
     def remove_adapter(self, number: int) -> None:
         """Frees an adapter; no later batch names it."""
         ...
+
+
+class PartModel(LoadedModel, TakesAdapters, Protocol):
+    """A LoadedModel that may be a part of one. `given`: where its graph begins with Input, the rows of the batch,
+    float32 [rows, width]."""
+
+    def forward(self, batch: Batch, given: NDArray[np.float32] | None = None) -> NDArray[np.float32]: ...
+
+    def hidden(self, batch: Batch, given: NDArray[np.float32] | None = None) -> NDArray[np.float32]: ...
 
 
 Progress = Callable[[str, float, str], None]

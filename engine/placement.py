@@ -46,6 +46,12 @@ def choose_places(wanted: str, graph: Graph) -> list[Place]:
     return [Place(devices[0], parts[0], int(count)), Place(devices[1], parts[1])]
 
 
+def whole_device(wanted: str) -> str:
+    """LoadOptions.device for a model that stays whole beside one that is divided so: the first of the two devices."""
+    name, comma, _ = wanted.partition(",")
+    return name.partition("=")[0] if comma else wanted
+
+
 def place_all(
     file: GGUFFile,
     places: list[Place],
@@ -68,7 +74,9 @@ def place_all(
         for part in parts:
             part.close()
         raise
-    return parts[0] if len(parts) == 1 else SplitModel(parts[0], parts[1], places[0].n_layers)
+    if len(parts) == 1:
+        return parts[0]
+    return SplitModel((parts[0], parts[1]), (places[0].graph, places[1].graph), places[0].n_layers)
 
 
 def plan_places(

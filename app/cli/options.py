@@ -13,6 +13,7 @@ from app.cli.input import checked_messages, file_text, token_ids, whole_text
 from app.cli.stream_options import context_policy, session_path
 from engine.api import KV_TYPES, AdapterUse, GenerateRequest, SamplingParams
 from engine.errors import RequestError
+from engine.strength import MAX_STRENGTH, check_strength
 
 NEUTRAL = SamplingParams()
 
@@ -133,7 +134,7 @@ def add_lora_argument(parser: argparse._ActionsContainer) -> None:
         metavar="PATH[:STRENGTH]",
         default=argparse.SUPPRESS,
         help="let a LoRA adapter act: a GGUF file, a PEFT folder or its safetensors file; strength 1 is as it was "
-        "trained (repeatable: they act together)",
+        f"trained, from {-MAX_STRENGTH:g} to {MAX_STRENGTH:g} (repeatable: they act together)",
     )
 
 
@@ -313,7 +314,10 @@ def adapter_uses(options: Mapping[str, Any]) -> tuple[AdapterUse, ...]:
     """The adapters of a request: PATH[:STRENGTH], or in JSON also {"path": ..., "strength": ...}, one or a list."""
     given = options.get("lora", ())
     items = given if isinstance(given, list | tuple) else [given]
-    return tuple(_adapter_use(item) for item in items)
+    uses = tuple(_adapter_use(item) for item in items)
+    for use in uses:
+        check_strength(use.path.name, use.strength)
+    return uses
 
 
 def _adapter_use(item: Any) -> AdapterUse:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -12,12 +11,11 @@ from typing import Any
 from engine.api import DEFAULT_SAMPLERS, AdapterUse, ContextPolicy, DraftKind, DraftOptions, SamplingParams
 from engine.errors import RequestError
 from engine.sampling.params import check_params, is_integer
+from engine.strength import check_strength
 
 # The default order of chats that were stored before there were more samplers.
 _FIRST_DEFAULT_SAMPLERS = ("penalties", "top_k", "typical_p", "top_p", "min_p", "temperature")
 
-STRENGTH_LIMIT = 2.0
-"""How far from 0 an adapter's strength may be set."""
 DRAFT_LIMIT = 64
 """The most tokens that may be guessed at once."""
 
@@ -69,12 +67,7 @@ class ChatOptions:
         if "" in self.stop:
             raise RequestError("stop holds an empty string, which would end every answer at once.", "Remove it.")
         for choice in self.adapters:
-            if not math.isfinite(choice.strength) or abs(choice.strength) > STRENGTH_LIMIT:
-                raise RequestError(
-                    f"The strength of {choice.path.name} is {choice.strength!r}, but it has to be a number from "
-                    f"-{STRENGTH_LIMIT:g} to {STRENGTH_LIMIT:g}.",
-                    "Change it.",
-                )
+            check_strength(choice.path.name, choice.strength)
         if self.draft is not None:
             _check_draft(self.draft)
         if self.grammar and self.json_schema:

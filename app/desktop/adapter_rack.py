@@ -15,8 +15,8 @@ from app.desktop.adapter_shelf import AdapterState, adapter_line, adapter_name
 from app.desktop.controls import Page, Slider, Switch, decimal
 from app.desktop.icons import icon
 from app.desktop.theme import Themes
+from engine.strength import MAX_STRENGTH
 
-STRENGTH = 2.0
 STRENGTH_STEP = 0.05
 CARDS_AT_ONCE = 2
 
@@ -65,10 +65,10 @@ class AdapterCard(QFrame):
         strength = QHBoxLayout(self._strength_row)
         strength.setContentsMargins(46, 0, 4, 0)
         strength.setSpacing(12)
-        self.slider = Slider(themes, -STRENGTH, STRENGTH, STRENGTH_STEP)
+        self.slider = Slider(themes, -MAX_STRENGTH, MAX_STRENGTH, STRENGTH_STEP)
         self.slider.valueChanged.connect(self._slid)
         strength.addWidget(self.slider, 1)
-        self.number = decimal(-STRENGTH, STRENGTH, 1.0, STRENGTH_STEP, width=76)
+        self.number = decimal(-MAX_STRENGTH, MAX_STRENGTH, 1.0, STRENGTH_STEP, width=76)
         self.number.valueChanged.connect(self._typed)
         strength.addWidget(self.number)
         column.addWidget(self._strength_row)

@@ -40,6 +40,14 @@ class BoundAdapter:
     linear: Mapping[Weight, LowRank]
     embedding: Mapping[Weight, LowRank]
 
+    def within(self, graph: Graph) -> BoundAdapter | None:
+        """What of it acts in a part of the model; None where nothing does."""
+        products = {op.weight for op in graph.operations if isinstance(op, Linear)}
+        tables = {op.table for op in graph.operations if isinstance(op, Embed)}
+        linear = {weight: low for weight, low in self.linear.items() if weight in products}
+        embedding = {weight: low for weight, low in self.embedding.items() if weight in tables}
+        return replace(self, linear=linear, embedding=embedding) if linear or embedding else None
+
 
 @dataclass(frozen=True, eq=False)
 class AdapterBase:

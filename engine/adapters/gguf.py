@@ -13,7 +13,7 @@ import numpy as np
 
 from engine.adapters.adapter import DAMAGED, MAX_ALPHA, Adapter, Array, low_rank
 from engine.adapters.describe import describe
-from engine.errors import AdapterError, ModelFileError
+from engine.errors import AdapterError, ModelFileError, UnsupportedModelError
 from engine.gguf import GGUFFile
 from engine.quants import dequantize
 
@@ -21,8 +21,8 @@ _SUFFIXES = (".weight.lora_a", ".weight.lora_b")
 
 
 def read_gguf_adapter(path: Path) -> Adapter:
-    """Reads and checks an adapter. Raises AdapterError, or ModelFileError where the file itself is damaged."""
-    with GGUFFile.open(path) as file:
+    """Reads and checks an adapter. Raises AdapterError, or ModelFileError where a key of the file is wrong."""
+    with _open(path) as file:
         _check_kind(file)
         architecture = file.architecture
         alpha = _alpha(file)
@@ -52,6 +52,15 @@ def read_gguf_adapter(path: Path) -> Adapter:
             size_bytes=size,
         )
         return Adapter(info, matrices, from_peft=False)
+
+
+def _open(path: Path) -> GGUFFile:
+    try:
+        return GGUFFile.open(path)
+    except (ModelFileError, UnsupportedModelError) as error:
+        raise AdapterError(
+            error.message, "The adapter is damaged, or the file is none: download it again or choose another."
+        ) from error
 
 
 def _check_kind(file: GGUFFile) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,8 +17,8 @@ from engine.adapters.runs import AdapterSet
 from engine.api import AdapterInfo, AdapterUse
 from engine.batch import LoadedModel, TakesAdapters
 from engine.errors import AdapterError, RequestError
+from engine.strength import check_strength
 
-MAX_STRENGTH = 100.0
 MAX_USES = 16
 """Adapters that may act on one sequence together."""
 
@@ -115,14 +114,7 @@ def checked_uses(uses: Sequence[AdapterUse]) -> list[tuple[Path, float]]:
     if len(given) > MAX_USES:
         raise RequestError(f"{len(given)} adapters are too many to act together; {MAX_USES} can.")
     for use in given:
-        strength = use.strength
-        number = isinstance(strength, int | float) and not isinstance(strength, bool)
-        if not number or not math.isfinite(strength) or abs(strength) > MAX_STRENGTH:
-            raise RequestError(
-                f"The strength of the adapter {Path(use.path).name} is {strength!r:.40}, but it has to be a number "
-                f"from {-MAX_STRENGTH:g} to {MAX_STRENGTH:g}.",
-                "1 is as it was trained, 0 is off.",
-            )
+        check_strength(Path(use.path).name, use.strength)
     return [(Path(use.path), float(use.strength)) for use in given]
 
 

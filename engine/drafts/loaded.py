@@ -9,6 +9,7 @@ from engine.api import DraftInfo, LoadOptions, ModelInfo
 from engine.architectures import read_trained_context_length
 from engine.batch import LoadedModel
 from engine.gguf import GGUFFile
+from engine.placement import whole_device
 from engine.tokenizer.vocabulary import Vocabulary
 
 
@@ -32,8 +33,10 @@ class LoadedDraft:
 
 def draft_options(path: Path, options: LoadOptions, context_length: int, kv_tokens: int) -> LoadOptions:
     """How to load a draft for a model with this context, whose cache holds so many tokens of all requests: no longer
-    than that, and than the draft was trained for."""
+    than that, and than the draft was trained for. Of two devices that the model is divided between it takes the first.
+    """
     with GGUFFile.open(path) as file:
         trained = read_trained_context_length(file)
     context = min(options.context_length or context_length, trained)
-    return replace(options, context_length=context, kv_tokens=options.kv_tokens or kv_tokens)
+    device = whole_device(options.device)
+    return replace(options, device=device, context_length=context, kv_tokens=options.kv_tokens or kv_tokens)

@@ -14,17 +14,18 @@ from engine.adapters.runs import AdapterSet
 from engine.architectures import read_architecture
 from engine.batch import KV_BLOCK, Batch
 from engine.gguf import GGUFFile
-from tests.backends.memory_file import load
+from engine.placement import choose_places, place_all
 
 
 class Running:
-    """The starter model on a device, and the adapters that it holds by path."""
+    """A model on a device, or on two, and the adapters that it holds by path."""
 
     def __init__(self, model_path: Path, device: str, n_blocks: int = 128) -> None:
         self.file = GGUFFile.open(model_path)
         graph = read_architecture(self.file).graph
         self.base = AdapterBase.of(self.file, graph)
-        self.model: Any = load(device, self.file, graph, n_blocks=n_blocks)  # type: ignore[arg-type]
+        places = choose_places(device, graph)
+        self.model: Any = place_all(self.file, places, n_blocks, "f16", lambda *_: None, lambda: False)
         self._numbers: dict[Path, int] = {}
 
     def uses(self, pairs: Sequence[tuple[Path, float]]) -> AdapterSet:

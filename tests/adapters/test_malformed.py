@@ -10,7 +10,7 @@ import pytest
 
 from engine.adapters import AdapterBase, read_adapter
 from engine.architectures import read_architecture
-from engine.errors import RealmError
+from engine.errors import AdapterError, RealmError
 from engine.gguf import GGUFFile
 
 NAMED = {
@@ -67,6 +67,14 @@ def test_every_damaged_adapter_is_refused_with_the_reason(fixtures_dir: Path, st
             if case["expect"] == "refuse":
                 wrong.append(f"{name} loads, but: {case['why']}")
     assert not wrong
+
+
+def test_a_file_that_is_no_gguf_is_told_to_be_no_adapter(fixtures_dir: Path) -> None:
+    [path] = (fixtures_dir / "lora" / "malformed").rglob("*bad_magic*.gguf")
+    with pytest.raises(AdapterError, match="GGUX") as caught:
+        read_adapter(path)
+    assert "adapter" in caught.value.hint
+    assert "model" not in str(caught.value)
 
 
 def test_a_pattern_of_ranks_gives_each_matrix_its_own_scale(fixtures_dir: Path) -> None:

@@ -18,7 +18,7 @@ from tests.adapters.writer import MODULES, write_peft
 GREEDY = SamplingParams(temperature=0)
 
 
-@pytest.fixture(scope="module", params=["numpy", "opencl"])
+@pytest.fixture(scope="module", params=["numpy", "opencl", "opencl=1,numpy"])
 def engine(request: pytest.FixtureRequest, fixtures_dir: Path) -> Iterator[Engine]:
     with Engine() as running:
         options = LoadOptions(device=request.param, context_length=256)

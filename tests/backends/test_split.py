@@ -10,14 +10,18 @@ import numpy as np
 import pytest
 
 from engine import placement
+from engine.adapters.runs import AdapterSet
 from engine.api import GenerateRequest, LoadOptions, SamplingParams
 from engine.architectures import read_architecture
+from engine.backends.numpy_backend import NumpyModel
 from engine.batch import Batch
 from engine.devices import choose_device
 from engine.engine import Engine
 from engine.errors import OutOfMemoryError, RequestError
 from engine.gguf import GGUFFile
 from engine.graph import layer_starts, split
+from tests.adapters.running import Running
+from tests.adapters.writer import MODULES, write_peft
 from tests.backends.memory_file import one_sequence
 from tests.engine.generation import generate
 
@@ -87,6 +91,54 @@ def test_two_devices_give_what_one_gives(
     assert other == answer
     assert "=1," in info.device.id
     assert "1 layers" in info.device.name
+
+
+@pytest.mark.parametrize(
+    ("device", "executor"), [("numpy=1,numpy", ""), ("opencl=1,numpy", ""), ("opencl=1,opencl", "gpu")]
+)
+def test_adapters_act_in_both_parts(
+    fixtures_dir: Path, tmp_path: Path, device: str, executor: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One on all matrices, one in the second part alone, both and none, as in the whole model; and they go again."""
+    if executor:
+        monkeypatch.setenv("REALM_EXECUTOR", executor)
+    path = fixtures_dir / "tiny_models" / "llama.gguf"
+    last = {name: shape for name, shape in MODULES.items() if "embed" not in name and ".0." not in name}
+    folders = [write_peft(tmp_path / "all", MODULES, rank=5), write_peft(tmp_path / "last", last, seed=1)]
+    tokens = np.random.default_rng(3).integers(3, 400, 20).tolist()
+    found = []
+    for where in ("numpy", device):
+        running = Running(path, where)
+        before = running.model.memory().weight_bytes
+        a, b = (running.uses([(folder, 1.0)])[0][0] for folder in folders)
+        sets: list[AdapterSet] = [(), ((a, 1.0),), ((b, -0.5),), ((a, 0.7), (b, 1.0)), ((a, 0.3),)]
+        found.append(running.logits([tokens] * len(sets), sets, 20))
+        np.testing.assert_array_equal(found[-1][0], running.logits([tokens] * len(sets), [()] * len(sets), 20)[0])
+        running.model.remove_adapter(a)
+        (alone,) = running.logits([tokens], [((b, -0.5),)], 20)
+        np.testing.assert_allclose(alone, found[-1][2], atol=1e-4)
+        running.model.remove_adapter(b)
+        assert executor or running.model.memory().weight_bytes == before
+        running.close()
+    for expected, got in zip(*found, strict=True):
+        assert ((got - expected) ** 2).sum() / (expected**2).sum() < 5e-5
+    assert all(((one - found[0][0]) ** 2).sum() / (found[0][0] ** 2).sum() > 1e-3 for one in found[0][1:])
+
+
+def test_an_adapter_that_one_part_has_no_room_for_leaves_the_other_as_it_was(
+    fixtures_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = Running(fixtures_dir / "tiny_models" / "llama.gguf", "opencl=1,numpy")
+    before = running.model.memory().weight_bytes
+
+    def full(*_: object) -> int:
+        raise OutOfMemoryError("The device has too little memory.")
+
+    monkeypatch.setattr(NumpyModel, "add_adapter", full)
+    with pytest.raises(OutOfMemoryError):
+        running.uses([(write_peft(tmp_path / "all", MODULES), 1.0)])
+    assert running.model.memory().weight_bytes == before
+    running.close()
 
 
 @pytest.mark.parametrize("device", ["opencl,numpy", "numpy=0,numpy", "numpy=9,numpy", "numpy=x,numpy"])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from engine.adapters import AdapterBase, read_adapter
 from engine.api import LoadOptions
 from engine.architectures import read_architecture
 from engine.backends import opencl
@@ -17,6 +19,7 @@ from engine.devices import choose_device
 from engine.engine import Engine
 from engine.errors import OutOfMemoryError
 from engine.gguf import GGUFFile
+from tests.adapters.writer import MODULES, write_peft
 from tests.backends.memory_file import one_sequence
 
 
@@ -50,6 +53,26 @@ def test_a_streamed_model_gives_the_same_bits(fixtures_dir: Path, name: str, sha
         np.testing.assert_array_equal(streamed.hidden(batch), whole.hidden(batch))
     streamed.close()
     whole.close()
+
+
+def test_adapters_act_on_a_streamed_model_as_on_a_whole_one(fixtures_dir: Path, tmp_path: Path) -> None:
+    path = fixtures_dir / "tiny_models" / "llama.gguf"
+    adapter = read_adapter(write_peft(tmp_path / "all", MODULES))
+    least = next(n for n in range(0, path.stat().st_size, 1 << 14) if _fits(path, STAGING_BYTES + n))
+    found = []
+    for budget in (None, STAGING_BYTES + least):
+        model: Any = _load(path, budget)
+        with GGUFFile.open(path) as file:
+            bound = AdapterBase.of(file, read_architecture(file).graph).bind(adapter)
+        acting = ((model.add_adapter(bound), 0.8),)
+        tokens = np.random.default_rng(0).integers(3, 400, 60).astype(np.int32)
+        for start, stop in ((0, 40), (40, 41), (41, 60)):
+            batch = one_sequence(tokens[start:stop], start, blocks=[2, 0])
+            found += [model.forward(replace(batch, adapters=(acting,))).copy(), model.hidden(batch).copy()]
+        assert budget is None or model.memory().streamed_bytes
+        model.close()
+    for whole, streamed in zip(found[:6], found[6:], strict=True):
+        np.testing.assert_array_equal(streamed, whole)
 
 
 def _fits(path: Path, budget: int) -> bool:

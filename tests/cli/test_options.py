@@ -201,6 +201,13 @@ def test_several_adapters_act_together() -> None:
     assert uses == (AdapterUse(Path("a"), 0.5), AdapterUse(Path("b"), 1.0))
 
 
+@pytest.mark.parametrize("strength", [2.5, -3, float("inf")])
+def test_an_adapter_acts_as_strongly_here_as_the_window_lets_it(strength: float) -> None:
+    for given in (f"a.gguf:{strength}", {"path": "a.gguf", "strength": strength}):
+        with pytest.raises(RequestError, match=r"strength of the adapter a.gguf .* from -2 to 2"):
+            generate_request({"prompt": "Hi", "lora": given})
+
+
 @pytest.mark.parametrize("wrong", ["a.gguf:strong", "", 7, [None], {"file": "a"}, {"path": "a", "strength": "1"}])
 def test_what_is_no_adapter_is_told(wrong: object) -> None:
     with pytest.raises(RequestError):

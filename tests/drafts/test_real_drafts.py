@@ -9,7 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.api import DraftKind, DraftOptions, EngineState, Failed, GenerateRequest, LoadOptions, SamplingParams, Token
+from engine.api import (
+    AdapterUse,
+    DraftKind,
+    DraftOptions,
+    EngineState,
+    Failed,
+    GenerateRequest,
+    LoadOptions,
+    SamplingParams,
+    Token,
+)
 from engine.devices import list_devices
 from engine.drafts.speculation import Planned, Speculation
 from engine.drafts.worth import Worth
@@ -18,6 +28,7 @@ from engine.errors import ModelFileError, RequestError
 from engine.gguf import GGUFFile
 from engine.quantize import plan_quantisation, quantize_file
 from engine.stream import Stream
+from tests.adapters.writer import MODULES, write_peft
 
 NGRAM, MODEL = DraftOptions(DraftKind.NGRAM), DraftOptions(DraftKind.MODEL)
 GREEDY = SamplingParams(temperature=0)
@@ -117,6 +128,30 @@ def test_guesses_keep_to_a_grammar(fixtures_dir: Path, device: str) -> None:
             answers.append("".join(event.text for event in events if isinstance(event, Token)))
         assert answers[1:] == answers[:1] * 2
         assert re.match(r"[a-z]+([0-9][a-z]*)*$", answers[0])
+
+
+@pytest.mark.parametrize("device", ["numpy=1,opencl", "opencl=1,numpy"])
+def test_a_divided_model_with_adapters_answers_the_same_with_guesses(
+    fixtures_dir: Path, tmp_path: Path, device: str
+) -> None:
+    """The draft stays whole, on the first of the two devices; the adapter changes what is guessed at."""
+    folder = fixtures_dir / "tiny_models"
+    prompt = np.load(folder / "llama.npz")["prompt"].tolist()[:12]
+    uses = (AdapterUse(write_peft(tmp_path / "adapter", MODULES, size=2.0), 0.8),)
+    with Engine() as engine:
+        options = LoadOptions(device=device, context_length=256)
+        engine.load(folder / "llama.gguf", options).result(120)
+        draft = engine.load_draft(folder / "llama-q4_k_m.gguf", options).result(120)
+        assert draft.device.id.startswith(device[:5])
+        assert "=" not in draft.device.id
+        answers = []
+        for guesses in (None, MODEL, NGRAM):
+            request = GenerateRequest(
+                prompt_tokens=prompt, max_tokens=30, sampling=GREEDY, ignore_eos=True, draft=guesses, adapters=uses
+            )
+            answers.append(finish(engine.submit(request))[0])
+        assert answers[1:] == answers[:1] * 2
+        assert answers[0] != finish(submit(engine, prompt, 30, None))[0]
 
 
 # -- the engine
