@@ -1,4 +1,4 @@
-// Operations on whole rows: norms, gates and the quantisation of their results, sums, copies, what goes into the cache.
+// Operations on whole rows: norms, gates and the quantisation of their results, sums, copies.
 // Buffers come as (buffer, byte offset); an offset below 0 says that there is none. PREPARE_SIZE work-items to a
 // work-group. step.cl says what the operations do; these give the same.
 
@@ -232,59 +232,6 @@ __kernel void convolve_rows(
                       ((const __global float *)cache)[cell_of(in, row, position - (taps - 1) + j) * k + i], sum);
         FLOATS(out_buffer, out_at)[(long)row * k + i] = sum;
     }
-}
-
-// Rotates the queries of a row in place, and writes its keys, rotated, and its values into the cache (attention.cl
-// says how that lies). Columns start .. start + rotated - 1 of a head are rotated. Work-item `item` of so many.
-static inline void store_row_of_keys(
-    const __global int *in, __global float *q, const __global float *k, const __global float *v, __global uchar *keys,
-    __global uchar *values, int heads, int kv_heads, int head_width, int value_width, int rotated, int start,
-    int interleaved, int table_index, int row, int item, int items)
-{
-    const int half_width = rotated / 2, padded = (value_width + 15) / 16 * 16;
-    const long cell = cell_of(in, row, in[in[IN_AT_POSITIONS] + row]), block = cell / 32;
-    q += (long)row * heads * head_width;
-    k += (long)row * kv_heads * head_width;
-    v += (long)row * kv_heads * value_width;
-    const __global float *table = (const __global float *)(in + in[IN_AT_ROPE + table_index]) + (long)row * rotated;
-    __global half *to_keys = (__global half *)keys + block * kv_heads * head_width * 32 + cell % 32;
-    __global half *to_values = (__global half *)values + (block * kv_heads * 32 + cell % 32) * padded;
-    const int pairs = (heads + kv_heads) * half_width, rest = head_width - rotated;
-    for (int i = item; i < pairs; i += items) {
-        const int h = i / half_width, j = i % half_width;
-        const int a = start + (interleaved ? 2 * j : j), b = start + (interleaved ? 2 * j + 1 : j + half_width);
-        const float c = table[j], s = table[half_width + j];
-        if (h < heads) {
-            __global float *head = q + (long)h * head_width;
-            const float x = head[a], y = head[b];
-            head[a] = x * c - y * s;
-            head[b] = x * s + y * c;
-        } else {
-            const __global float *head = k + (long)(h - heads) * head_width;
-            const float x = head[a], y = head[b];
-            __global half *to = to_keys + (long)(h - heads) * head_width * 32;
-            vstore_half_rte(x * c - y * s, 32 * a, to);
-            vstore_half_rte(x * s + y * c, 32 * b, to);
-        }
-    }
-    for (int i = item; i < kv_heads * rest; i += items) {
-        const int h = i / rest, d = i % rest < start ? i % rest : i % rest + rotated;
-        vstore_half_rte(k[(long)h * head_width + d], 32 * d, to_keys + (long)h * head_width * 32);
-    }
-    for (int i = item; i < kv_heads * padded; i += items) {
-        const int h = i / padded, d = i % padded;
-        vstore_half_rte(d < value_width ? v[(long)h * value_width + d] : 0.0f, d, to_values + (long)h * 32 * padded);
-    }
-}
-
-__kernel void store_keys_and_values(
-    const __global int *in, __global uchar *q_buffer, long q_at, const __global uchar *k_buffer, long k_at,
-    const __global uchar *v_buffer, long v_at, __global uchar *keys, __global uchar *values, int heads, int kv_heads,
-    int head_width, int value_width, int rotated, int start, int interleaved, int table_index)
-{
-    store_row_of_keys(in, FLOATS(q_buffer, q_at), FLOATS_IN(k_buffer, k_at), FLOATS_IN(v_buffer, v_at), keys, values,
-                      heads, kv_heads, head_width, value_width, rotated, start, interleaved, table_index,
-                      get_global_id(1), get_global_id(0), get_global_size(0));
 }
 
 // Reads n 16-byte words; what it measures is how fast.

@@ -51,9 +51,9 @@ static inline void run_op(
         step_matvec(op, tile, space);
         break;
     case OP_STORE_KV:
-        store_row_of_keys(in, OP_FLOATS(0), OP_FLOATS(1), OP_FLOATS(2), OP_BYTES(3), OP_BYTES(4), op->heads,
-                          op->kv_heads, op->head_width, op->value_width, op->n, op->start, op->how, op->table, 0, item,
-                          op->tiles * STEP_THREADS);
+        store_row_of_keys(in, OP_FLOATS(0), OP_FLOATS(1), OP_FLOATS(2), OP_BYTES(3), OP_BYTES(4), OP_FLOATS(5),
+                          op->heads, op->kv_heads, op->head_width, op->value_width, op->n, op->start, op->how, op->table,
+                          0, item, op->tiles * STEP_THREADS, space);
         break;
     case OP_ATTEND:
         step_attend(in, op, tile, nth, partials, space);

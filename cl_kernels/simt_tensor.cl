@@ -193,7 +193,7 @@ static inline uint weights_of(int quants, uint pick, uint offset, uint scale, ui
 {
     const uchar4 q = as_uchar4(quants);
     const float low = (pick ? q.z : q.x) + 1024.0f - half_of(offset, 0), high = (pick ? q.w : q.y) + 1024.0f - half_of(offset, 0);
-    return two_halves(fma(low, half_of(scale, 0), half_of(minimum, 0)), fma(high, half_of(scale, 0), half_of(minimum, 0)));
+    return two_halves(fma(low, half_of(scale, 0), half_of(minimum, 0)), fma(high, half_of(scale, 1), half_of(minimum, 1)));
 }
 
 #endif

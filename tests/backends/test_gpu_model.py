@@ -31,7 +31,7 @@ from engine.engine import Engine
 from engine.errors import OutOfMemoryError, UnsupportedModelError
 from engine.gguf import GGUFFile
 from engine.graph import Graph, split
-from tests.backends import test_llama, test_matmul, test_tiny_models
+from tests.backends import test_kv_types, test_llama, test_matmul, test_tiny_models
 from tests.backends.memory_file import MemoryFile, load, one_sequence
 from tests.engine.generation import generate
 
@@ -150,19 +150,39 @@ def test_agrees_with_numpy_in_any_batch(heads: int, kv_heads: int, head_width: i
     test_llama.test_opencl_agrees_with_numpy_in_any_batch(heads, kv_heads, head_width)
 
 
+@pytest.mark.parametrize("name", _some(test_kv_types.NAMES, "llama-q4_k_m deepseek2"))
+def test_quantised_keys_and_values_are_what_numpy_keeps(fixtures_dir: Path, name: str) -> None:
+    test_kv_types.test_opencl_keeps_what_numpy_keeps(fixtures_dir, name)
+
+
+@pytest.mark.parametrize("shape", [(4, 2, 80), pytest.param((8, 1, 128), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kv_type", ["q8_0", "q4_0"])
+def test_quantised_heads_of_any_width(shape: tuple[int, int, int], kv_type: str) -> None:
+    test_llama.opencl_against_numpy(*shape, kv_type)
+
+
+@pytest.mark.parametrize("name", _some(test_kv_types.NAMES, "gemma3"))
+def test_quantised_keys_and_values_through_tensor_cores(
+    fixtures_dir: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REALM_TENSOR_TWIN", "1")
+    test_kv_types.test_opencl_keeps_what_numpy_keeps(fixtures_dir, name)
+
+
 def test_a_row_does_not_depend_on_its_batch(fixtures_dir: Path) -> None:
     if _on_tensor_cores():
         pytest.skip("long steps go through tensor cores here, which add in an order of their own")
     test_llama.test_a_row_does_not_depend_on_its_batch(fixtures_dir)
 
 
-def test_a_decoded_row_does_not_depend_on_what_is_prefilled_beside_it(fixtures_dir: Path) -> None:
+@pytest.mark.parametrize("kv_type", ["f16", "q4_0"])
+def test_a_decoded_row_does_not_depend_on_what_is_prefilled_beside_it(fixtures_dir: Path, kv_type: str) -> None:
     """Bit for bit, though one step multiplies by matrix-vector kernels and the other by tiles."""
     if _on_tensor_cores():
         pytest.skip("long steps go through tensor cores here, which add in an order of their own")
     path = fixtures_dir / "tiny_models" / "llama-q4_k_m.gguf"
     file = GGUFFile.open(path)
-    model = load("opencl", file, read_architecture(file).graph, n_blocks=12)  # type: ignore[arg-type]
+    model = load("opencl", file, read_architecture(file).graph, 12, kv_type)  # type: ignore[arg-type]
     rng = np.random.default_rng(1)
     prompt = rng.integers(3, 400, 150).astype(np.int32)  # long enough for its attention to be split
     blocks = np.array([7, 2, 5, 0, 9], np.int32)
@@ -187,8 +207,8 @@ def test_a_whole_step_is_the_same_kernel_by_kernel(fixtures_dir: Path) -> None:
     """What a card is asked when a model is loaded, of the parts of a divided model too."""
     file = GGUFFile.open(fixtures_dir / "tiny_models" / "llama-q4_k_m.gguf")
     graph = read_architecture(file).graph
-    for part in (graph, *split(graph, 1)):
-        model = load("opencl", file, part)  # type: ignore[arg-type]
+    for part, kv_type in ((graph, "f16"), (graph, "q8_0"), *((part, "q4_0") for part in split(graph, 1))):
+        model = load("opencl", file, part, kv_type=kv_type)  # type: ignore[arg-type]
         assert isinstance(model, GpuModel)
         assert model._whole is not None
         model._try_whole_step()
@@ -345,13 +365,18 @@ def test_kernels_compile_for_gpus(tmp_path: Path, target: str) -> None:
     """By clang's OpenCL front end, as OpenCL C 1.2 with all warnings as errors; every type, many shapes of heads."""
     clang = _clang()
     shapes = [HeadShape.of(*shape) for shape in SHAPES]
+    whole = KernelSizes.of(1024, whole_steps=True)
     sources = {
         "small": gpu_source.simt_source(
             ["Q4_K", "F16"], shapes, KernelSizes.of(128, whole_steps=False), experts=True, tensor_cores=False
         ),
-        "all": gpu_source.simt_source(
-            TYPES, shapes, KernelSizes.of(1024, whole_steps=True), experts=True, tensor_cores=target == "nvidia"
-        ),
+        "all": gpu_source.simt_source(TYPES, shapes, whole, experts=True, tensor_cores=target == "nvidia"),
+        **{
+            kv_type: gpu_source.simt_source(
+                ["Q8_0"], shapes, sizes, experts=False, tensor_cores=target == "nvidia", kv_type=kv_type
+            )
+            for kv_type, sizes in (("q8_0", KernelSizes.of(128, whole_steps=False)), ("q4_0", whole))
+        },
         "repack": gpu_source.repack_source(TYPES),
     }
     flags = ["-Wall", "-Werror", "-Wno-unused-function", "-Wno-unused-variable", "-fsyntax-only"]
@@ -363,18 +388,20 @@ def test_kernels_compile_for_gpus(tmp_path: Path, target: str) -> None:
         assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.parametrize("quantised", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_local_memory_stays_within_what_every_gpu_has(shape: tuple[int, int, int, int]) -> None:
+def test_local_memory_stays_within_what_every_gpu_has(shape: tuple[int, int, int, int], quantised: bool) -> None:
     """32 KB, as attention's kernels add theirs up; those of matrix products do not depend on the model. Whole steps run
     only on cards that have 48 KB."""
     s = HeadShape.of(*shape)
-    padded = -(-s.value_width // 16) * 16
+    to = 32 if quantised else 16
+    padded, width = -(-s.value_width // to) * to, -(-s.width // 32) * 32 if quantised else s.width
 
     def single(threads: int) -> int:
         lanes = min(padded // 2, threads)
         most = threads // lanes if padded // 2 <= threads else 1
         parts = next(n for n in (8, 4, 2, 1) if most >= n)
-        return s.single_heads * (s.width + 16) + max(s.single_heads * threads, (parts - 1) * s.single_heads * padded)
+        return s.single_heads * (width + 16) + max(s.single_heads * threads, (parts - 1) * s.single_heads * padded)
 
     v_rows = 16 if padded > 256 else 32
     tile = max(32 * s.tile_queries + 1024, v_rows * padded // 2) + 32 * s.tile_queries + 8 * s.tile_queries

@@ -11,7 +11,7 @@ import pytest
 from engine.api import LoadOptions
 from engine.architectures import read_architecture
 from engine.backends.numpy_backend.attention import rounded
-from engine.errors import RequestError, UnsupportedModelError
+from engine.errors import RequestError
 from engine.gguf import GGUFFile
 from engine.loader import load_model
 from tests.backends.memory_file import load, one_sequence
@@ -47,7 +47,11 @@ def test_opencl_keeps_what_numpy_keeps(fixtures_dir: Path, name: str) -> None:
         model.close()
 
 
-def test_the_cache_takes_the_memory_it_should(fixtures_dir: Path) -> None:
+@pytest.mark.parametrize("executor", ["persistent", "gpu"])
+def test_the_cache_takes_the_memory_it_should(
+    fixtures_dir: Path, executor: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REALM_EXECUTOR", executor)
     file = GGUFFile.open(fixtures_dir / "tiny_models" / "llama.gguf")
     graph = read_architecture(file).graph
     bytes_ = {kv: load("opencl", file, graph, 8, kv).memory().kv_bytes for kv in BYTES}  # type: ignore[arg-type]
@@ -72,10 +76,7 @@ def test_rounding_of_heads_of_any_width() -> None:
         assert 0 < np.abs(got - x).max() < most
 
 
-def test_what_cannot_be_is_refused(fixtures_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_is_refused(fixtures_dir: Path) -> None:
     path = fixtures_dir / "tiny_models" / "llama.gguf"
     with pytest.raises(RequestError, match=r"'q5_9'.*f16, q8_0, q4_0"):
         load_model(path, LoadOptions(device="numpy", kv_type="q5_9"), lambda *_: None)
-    monkeypatch.setenv("REALM_EXECUTOR", "gpu")
-    with pytest.raises(UnsupportedModelError, match="as f16 only, not as q8_0"):
-        load_model(path, LoadOptions(device="opencl", kv_type="q8_0"), lambda *_: None)

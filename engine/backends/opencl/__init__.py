@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from engine.api import DeviceInfo
 from engine.batch import PartModel, Progress
-from engine.errors import OutOfMemoryError, UnsupportedModelError
+from engine.errors import OutOfMemoryError
 from engine.gguf import GGUFFile
 from engine.graph import Graph
 
@@ -42,16 +42,17 @@ def load(
     if on.executor == "simt":
         from engine.backends.opencl.gpu_model import GpuModel
 
-        if kv_type != "f16":
-            raise UnsupportedModelError(
-                f"On {device.name} keys and values are kept as f16 only, not as {kv_type}.",
-                "Choose the type f16, or a CPU as device.",
-            )
-
         if weight_budget is not None:
             raise OutOfMemoryError(f"{device.name} has too little memory for the weights.", "Choose a smaller model.")
         return GpuModel(
-            file, graph, device=device, n_blocks=n_blocks, progress=progress, cancelled=cancelled, plan_only=plan_only
+            file,
+            graph,
+            device=device,
+            n_blocks=n_blocks,
+            kv_type=kv_type,
+            progress=progress,
+            cancelled=cancelled,
+            plan_only=plan_only,
         )
     from engine.backends.opencl.model import OpenCLModel
 

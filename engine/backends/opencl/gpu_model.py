@@ -23,7 +23,7 @@ from engine.backends.opencl.gpu_step import WholeSteps, addresses, can_run, step
 from engine.backends.opencl.gpu_top import TopFinder, top_bytes
 from engine.backends.opencl.gpu_variants import dot_variant, tensor_variant
 from engine.backends.opencl.kv_blocks import KV_LAYOUT, read_blocks, write_blocks
-from engine.backends.opencl.lowering import MOST_TOP, Buffer, Cache, Place, Program, lower, padded16
+from engine.backends.opencl.lowering import MOST_TOP, Buffer, Cache, Place, Program, lower, padded16, padded32
 from engine.backends.opencl.platforms import devices
 from engine.backends.opencl.weights import STAGING_BYTES, DeviceWeights
 from engine.batch import KV_BLOCK, Batch, MemoryUse, Progress, TopLogits, given_to_parts, split_logit_rows, step_rows
@@ -55,6 +55,7 @@ class GpuModel:
         *,
         device: DeviceInfo,
         n_blocks: int,
+        kv_type: str = "f16",
         progress: Progress,
         cancelled: Callable[[], bool],
         plan_only: bool = False,
@@ -76,7 +77,10 @@ class GpuModel:
         self._weights = DeviceWeights(file, self._on, graph, on_gpu=True)
         names = self._weights.format_names()
         is_float = {name: FORMATS[name].is_float for name in names}
-        self._program = lower(graph, self._weights.types, is_float, self._on.workers)
+        self._kv_type = kv_type
+        self._program = lower(
+            graph, self._weights.types, is_float, self._on.workers, kv_type, own_queries=kv_type != "f16"
+        )
         self.weight_bytes_per_token = self._weights.bytes_per_token(graph)
         self._adapters = GpuAdapters(self._program, self._on.queue, self._rebind_adapters)
         self._shapes = _head_shapes(self._program)
@@ -267,7 +271,8 @@ class GpuModel:
         limit, total = int(handle.max_mem_alloc_size), int(handle.global_mem_size)
         positions = self.n_blocks * KV_BLOCK
         self._cache_bytes = {cache: positions * size for cache, size in self._program.cache_bytes.items()}
-        partial = max((op.n_heads * (padded16(op.v_head_width) + 2) for op in self._program.attentions), default=0)
+        padded = padded16 if self._kv_type == "f16" else padded32
+        partial = max((op.n_heads * (padded(op.v_head_width) + 2) for op in self._program.attentions), default=0)
         while True:
             logit_rows = rows if self._ends_hidden else MAX_LOGIT_ROWS
             self._sizes = {
@@ -309,7 +314,9 @@ class GpuModel:
         tensors = None if experts else tensor_variant(self._on)  # kernels for experts take rows of integers
         whole_steps = can_run(self._program, self._on)
         sizes = KernelSizes.of(int(self._on.handle.max_work_group_size), whole_steps=whole_steps)
-        source = simt_source(names, self._shapes, sizes, experts=experts, tensor_cores=tensors is not None)
+        source = simt_source(
+            names, self._shapes, sizes, experts=experts, tensor_cores=tensors is not None, kv_type=self._kv_type
+        )
         options = [*dot_variant(self._on).options, *(tensors.options if tensors else ())]
         self._kernels = self._on.build(source, options)
 
@@ -365,6 +372,7 @@ class GpuModel:
             partials=partials,
             sizes=self._work,
             adapters=lambda: (self._adapters.buffer, self._adapters.t),
+            kv_type=self._kv_type,
         )
         if self._work.kernels.step:
             table = step_table(
@@ -373,6 +381,7 @@ class GpuModel:
                 shapes=self._shapes,
                 slices=lambda step: plan.slices([step]),
                 address=addresses(self._on, self._kernels, locate),
+                kv_type=self._kv_type,
             )
             whole = WholeSteps(self._on, self._kernels, table, self._in, partials)
             self._buffers += whole.buffers

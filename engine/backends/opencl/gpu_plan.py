@@ -16,7 +16,7 @@ from engine.backends.opencl.formats import FORMATS, GROUP
 from engine.backends.opencl.gpu_adapters import parts_of
 from engine.backends.opencl.gpu_batch import LOGIT_ROWS_WORD, ROWS_WORD, Counts, LoraCounts
 from engine.backends.opencl.gpu_source import TILE_COLUMNS, HeadShape, KernelSizes
-from engine.backends.opencl.lowering import Place, Program, Step
+from engine.backends.opencl.lowering import Place, Program, Step, store_items
 
 Located: TypeAlias = tuple[Any, int]
 """A device buffer and a byte offset into it; below 0 where there is nothing."""
@@ -90,6 +90,7 @@ class Plan:
         partials: Any,
         sizes: Sizes,
         adapters: Callable[[], tuple[Any, Any]],
+        kv_type: str,
     ) -> None:
         """adapters: the buffers of adapters and of their t, as they are now; where they are others than before,
         `rebind_adapters` has to be called."""
@@ -100,6 +101,7 @@ class Plan:
         self._partials = partials
         self._sizes = sizes
         self._adapters = adapters
+        self._kv_type = kv_type
         phases = [phase for phase in program.phases if phase[0].kind != "top"]  # which gpu_top.py does
         self._sites = [site for phase in phases for site in _sites(phase)]
         self._hidden_sites = sum(len(_sites(phase)) for phase in program.phases[: program.hidden_phases])
@@ -219,12 +221,11 @@ class Plan:
         )
 
     def _store_kv(self, step: Step) -> list[Launch]:
-        q, k, v, keys, values = step.places[:5]
-        items = max((step.heads + step.kv_heads) * step.head_width // 2, step.kv_heads * step.value_width)
+        q, k, v, keys, values, queries = step.places[:6]
         return self._columns(
-            step, items, "store_keys_and_values", self._in, _At(q), _At(k), _At(v), self._cache(keys),
-            self._cache(values), step.heads, step.kv_heads, step.head_width, step.value_width, step.n, step.start,
-            step.how, step.table,
+            step, store_items(step, self._kv_type), "store_keys_and_values", self._in, _At(q), _At(k), _At(v),
+            self._cache(keys), self._cache(values), _At(queries), step.heads, step.kv_heads, step.head_width,
+            step.value_width, step.n, step.start, step.how, step.table,
         )  # fmt: skip
 
     def _attend(self, step: Step) -> list[Launch]:

@@ -112,17 +112,24 @@ class KernelSizes:
 
 
 def simt_source(
-    names: Iterable[str], shapes: Iterable[HeadShape], sizes: KernelSizes, *, experts: bool, tensor_cores: bool = False
+    names: Iterable[str],
+    shapes: Iterable[HeadShape],
+    sizes: KernelSizes,
+    *,
+    experts: bool,
+    tensor_cores: bool = False,
+    kv_type: str = "f16",
 ) -> str:
-    """All kernels that a model of these types and head shapes needs on a GPU."""
+    """All kernels that a model of these types and head shapes needs on a GPU. kv_type: of KV_TYPES in engine/api.py."""
     names, shapes = list(names), list(shapes)
     parts = [
         f"#define PREPARE_SIZE {sizes.prepare}\n#define SINGLE_THREADS {sizes.single}",
-        f"#define TILE_HEIGHT {sizes.tile_height}",
+        f"#define TILE_HEIGHT {sizes.tile_height}\n#define KV_TYPE KV_{kv_type.upper()}",
         f"#define STEP_THREADS {sizes.step}" if sizes.step else "",
         "#define WITH_EXPERTS" if experts else "",
         read("simt_common.cl"),
         read("simt_rows.cl"),
+        read("simt_cache.cl"),
         read("simt_lora.cl"),
         read("simt_experts.cl"),
         read("simt_top.cl"),
@@ -137,7 +144,7 @@ def simt_source(
         parts += [type_definitions(name), *(read(part) for part in body), type_undefinitions(name)]
     for shape in shapes:
         with_mma = read("simt_attend_mma.cl") if tensor_cores and shape.on_tensor_cores else ""
-        parts += [shape.definitions, read("simt_attention.cl"), with_mma, _UNDEFINE_SHAPE]
+        parts += [shape.definitions, read("simt_attention.cl"), read("simt_attend_tile.cl"), with_mma, _UNDEFINE_SHAPE]
     if sizes.step:
         parts.append(_step_source(names, shapes))
     return "\n".join(parts)
@@ -179,6 +186,5 @@ def _step_source(names: list[str], shapes: list[HeadShape]) -> str:
     )
 
 
-_UNDEFINE_SHAPE = "".join(
-    f"#undef {name}\n" for name in ("A", "HW", "VW", "SINGLE_HEADS", "TILE_HEADS", "TILE_QUERIES", "PADDED", "THREADS")
-)
+_SHAPE_NAMES = "A HW VW SINGLE_HEADS TILE_HEADS TILE_QUERIES PADDED QUERY_WIDTH THREADS"
+_UNDEFINE_SHAPE = "".join(f"#undef {name}\n" for name in _SHAPE_NAMES.split())

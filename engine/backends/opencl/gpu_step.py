@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from engine.backends.opencl.formats import FORMATS, GROUP
 from engine.backends.opencl.gpu_batch import ARRIVED_WORD, COMBINES_WORD, LOGIT_ROWS_WORD, SINGLES_WORD, Counts
 from engine.backends.opencl.gpu_source import STEP_THREADS, HeadShape
-from engine.backends.opencl.lowering import Place, Program, Step
+from engine.backends.opencl.lowering import Place, Program, Step, store_items
 from engine.backends.opencl.platforms import Device
 
 OP = np.dtype(
@@ -75,13 +75,14 @@ def step_table(
     shapes: Sequence[HeadShape],
     slices: Callable[[Step], int],
     address: Callable[[Place], int],
+    kv_type: str,
 ) -> StepTable:
     """types, shapes: as the kernel numbers them. slices: how many work-items share a row of a product's weights.
     address: where a place lies in device memory; 0 for None."""
     ops, starts, hidden = [], [0], 0
     for index, phase in enumerate(program.phases):
         if phase[0].kind not in APART:
-            ops += [_operation(step, list(types), list(shapes), slices, address) for step in phase]
+            ops += [_operation(step, list(types), list(shapes), slices, address, kv_type) for step in phase]
             starts.append(len(ops))
         if index < program.hidden_phases:
             hidden = len(starts) - 1
@@ -94,6 +95,7 @@ def _operation(
     shapes: list[HeadShape],
     slices_of: Callable[[Step], int],
     address: Callable[[Place], int],
+    kv_type: str,
 ) -> tuple[Any, ...]:
     places = list(step.places)
     kind, tiles, times = step.kind, 1, LOGIT_ROWS_WORD if step.logit_rows else ONCE
@@ -115,8 +117,7 @@ def _operation(
         groups = -(-step.n // GROUP)
         tiles = -(-groups // (STEP_THREADS // GROUP // slices))
     elif kind == "store_kv":
-        items = max((step.heads + step.kv_heads) * step.head_width // 2, step.kv_heads * step.value_width)
-        tiles = -(-items // STEP_THREADS)
+        tiles = -(-store_items(step, kv_type) // STEP_THREADS)
     elif kind in ("attend", "combine"):
         shape = HeadShape.of(step.heads, step.kv_heads, step.head_width, step.value_width)
         type_ = shapes.index(shape)

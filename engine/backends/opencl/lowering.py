@@ -195,23 +195,44 @@ def cache_widths(kv_type: str, key_width: int, value_width: int) -> tuple[int, i
     return padded32(key_width) // 32 * per_32, padded32(value_width) // 32 * per_32
 
 
+def store_items(step: Step, kv_type: str) -> int:
+    """Work-items that write a row's keys and values on a GPU: one for each column, of half precision fewer."""
+    if kv_type == "f16":
+        return max((step.heads + step.kv_heads) * step.head_width // 2, step.kv_heads * step.value_width)
+    return (step.heads + step.kv_heads) * padded32(step.head_width) + step.kv_heads * padded32(step.value_width)
+
+
 def lower(
-    graph: Graph, types: dict[str, str], is_float: dict[str, bool], workers: int, kv_type: str = "f16"
+    graph: Graph,
+    types: dict[str, str],
+    is_float: dict[str, bool],
+    workers: int,
+    kv_type: str = "f16",
+    *,
+    own_queries: bool = False,
 ) -> Program:
     """Lowers a graph. Raises UnsupportedModelError for shapes that the kernels do not take.
 
     types: tensor name -> quantisation type; is_float: type -> whether its product reads float32 rows.
     workers: how many work-groups run at once; products are cut into two to sixteen chunks for each.
     kv_type: what keys and values are kept as, of KV_TYPES in engine/api.py.
+    own_queries: attention reads queries in rows of their own, each head padded to a multiple of 32 columns.
     """
-    return _Lowering(graph, types, is_float, workers, kv_type).run()
+    return _Lowering(graph, types, is_float, workers, kv_type, own_queries).run()
 
 
 class _Lowering:
     def __init__(
-        self, graph: Graph, types: dict[str, str], is_float: dict[str, bool], workers: int, kv_type: str
+        self,
+        graph: Graph,
+        types: dict[str, str],
+        is_float: dict[str, bool],
+        workers: int,
+        kv_type: str,
+        own_queries: bool,
     ) -> None:
         self.kv_type = kv_type
+        self.own_queries = own_queries
         self.graph = graph
         self.types = types
         self.is_float = is_float
@@ -428,9 +449,10 @@ class _Lowering:
         key_bytes, value_bytes = cache_widths(self.kv_type, op.head_width, op.v_head_width)
         self.cache_bytes[keys] = op.n_kv_heads * key_bytes
         self.cache_bytes[values] = op.n_kv_heads * value_bytes
+        queries = Buffer(4 * op.n_heads * padded32(op.head_width)) if self.own_queries else q
         shape = Step(
             "store_kv",
-            (q, k, v, keys, values),
+            (q, k, v, keys, values, queries),
             n=op.rope.n_rotated if op.rope else 0,
             heads=op.n_heads,
             kv_heads=op.n_kv_heads,
@@ -447,7 +469,7 @@ class _Lowering:
         self._emit(shape)
         out = self._float(op.out)
         heads = heads_per_tile(op)
-        places: tuple[Place, ...] = (q, keys, values, out, "partials", op.sinks)
+        places: tuple[Place, ...] = (queries, keys, values, out, "partials", op.sinks)
         self._emit(replace(shape, kind="attend", places=places, chunk=heads, used=heads_together(op)))
         self._emit(replace(shape, kind="combine", places=("partials", out, op.sinks)))
 
