@@ -37,6 +37,7 @@ class Controller(QObject):
         self.settings = SettingsControl(desk, self.chats, self.models, self.messages, self.adapters, self)
         self._wanted_model = model_path
         desk.window.welcome.suggested.connect(desk.window.composer.set_text)
+        desk.window.welcome.focus_left.connect(desk.window.composer.text.setFocus)
 
     @property
     def service(self) -> ModelService:

