@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from engine.adapters.adapter import Adapter, LowRank
+from engine.adapters.adapter import MERGE, Adapter, LowRank
 from engine.api import AdapterInfo
 from engine.errors import AdapterError
 from engine.gguf import GGUFFile
@@ -21,11 +21,19 @@ i of a head with i + width / 2, the GGUF model with its neighbour (convert_hf_to
 
 @dataclass(frozen=True)
 class Matrix:
-    """A matrix of the model that an adapter can act on. weights: the parts of it that the graph multiplies by."""
+    """A matrix of the model that an adapter can act on. weights: the parts of it that the graph multiplies by.
+
+    experts: above 0 it is a stack of so many matrices, each of rows x columns.
+    """
 
     rows: int
     columns: int
     weights: tuple[Weight, ...]
+    experts: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.experts, self.rows, self.columns) if self.experts else (self.rows, self.columns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +50,7 @@ class BoundAdapter:
 
     def within(self, graph: Graph) -> BoundAdapter | None:
         """What of it acts in a part of the model; None where nothing does."""
-        products = {op.weight for op in graph.operations if isinstance(op, Linear)}
+        products = {op.weight for op in graph.operations if isinstance(op, Linear | ExpertLinear)}
         tables = {op.table for op in graph.operations if isinstance(op, Embed)}
         linear = {weight: low for weight, low in self.linear.items() if weight in products}
         embedding = {weight: low for weight, low in self.embedding.items() if weight in tables}
@@ -69,6 +77,7 @@ class AdapterBase:
     @classmethod
     def of(cls, file: GGUFFile, graph: Graph) -> AdapterBase:
         parts: dict[str, list[Weight]] = {}
+        stacks: dict[str, Matrix] = {}
         tables: dict[str, Matrix] = {}
         others: dict[str, str] = {}
         embedded: set[Weight] = set()
@@ -83,9 +92,9 @@ class AdapterBase:
                     parts.setdefault(name, []).append(weight)
                 case Linear(weight=weight):
                     others[_stem(weight)] = "is a stack of matrices, one for each head"
-                case ExpertLinear(weight=weight):
-                    others[_stem(weight)] = "holds the experts of a mixture"
-        matrices = {
+                case ExpertLinear(weight=weight, n_experts=count):
+                    stacks[_stem(weight)] = Matrix(weight.rows // count, weight.columns, (weight,), count)
+        matrices = stacks | {
             name: Matrix(
                 max(weight.first + weight.rows for weight in weights),
                 weights[0].columns,
@@ -127,11 +136,17 @@ class AdapterBase:
         for name, low in adapter.matrices.items():
             if name in self.tables:
                 table = self.tables[name]
-                self._check_shape(info, name, low, (low.a.shape[0], low.b.shape[0]), (table.rows, table.columns))
+                has = (low.a.shape[0], low.b.shape[0]) if low.b.ndim == 2 else low.shape
+                self._check_shape(info, name, low, has, table.shape)
                 embedding.update(dict.fromkeys(table.weights, low))
                 continue
             matrix = self._matrix(info, name)
-            self._check_shape(info, name, low, (low.b.shape[0], low.a.shape[1]), (matrix.rows, matrix.columns))
+            if adapter.from_peft:
+                low = _with_all_experts(low, matrix)
+            self._check_shape(info, name, low, low.shape, matrix.shape)
+            if matrix.experts:
+                linear.update(dict.fromkeys(matrix.weights, low))
+                continue
             if adapter.from_peft:
                 low = self._permuted(name, low)
             for weight in matrix.weights:
@@ -152,7 +167,8 @@ class AdapterBase:
         if name in self.others:
             raise AdapterError(
                 f"{info.path.name} acts on {name!r}, which {self.others[name]} in {self.name}; "
-                "Realm applies adapters to matrices of attention, feed-forward layers, output and embedding."
+                "Realm applies adapters to matrices of attention, feed-forward layers, experts, output and embedding.",
+                MERGE,
             )
         raise AdapterError(
             f"{info.path.name} acts on {name!r}, which {self.name} does not have.",
@@ -160,13 +176,13 @@ class AdapterBase:
         )
 
     def _check_shape(
-        self, info: AdapterInfo, name: str, low: LowRank, has: tuple[int, int], wanted: tuple[int, int]
+        self, info: AdapterInfo, name: str, low: LowRank, has: tuple[int, ...], wanted: tuple[int, ...]
     ) -> None:
         if has != wanted:
             raise AdapterError(
                 f"{info.path.name} was made for another model: for {name!r} its matrices {list(low.b.shape)} and "
-                f"{list(low.a.shape)} stand for one of {has[0]} x {has[1]}, but that of {self.name} is "
-                f"{wanted[0]} x {wanted[1]}.",
+                f"{list(low.a.shape)} stand for one of {' x '.join(map(str, has))}, but that of {self.name} is "
+                f"{' x '.join(map(str, wanted))}.",
                 "Choose an adapter that was trained on this model.",
             )
 
@@ -191,6 +207,15 @@ class AdapterBase:
         if any(a in b or b in a for a in [wanted] for b in known if b):
             return []
         return [f"It says that it was trained on {info.base_model}; this model is {self.name}."]
+
+
+def _with_all_experts(low: LowRank, matrix: Matrix) -> LowRank:
+    """With zeros for the experts after the last one that it acts on: a PEFT folder does not say how many there are."""
+    missing = matrix.experts - len(low.b)
+    if low.b.ndim < 3 or missing <= 0:
+        return low
+    none = ((0, missing), (0, 0), (0, 0))
+    return replace(low, a=np.pad(low.a, none), b=np.pad(low.b, none))
 
 
 def _stem(weight: Weight) -> str:

@@ -1,8 +1,8 @@
 """Adapters in GGUF files (general.type = adapter).
 
 Keys and names: llama.cpp's convert_lora_to_gguf.py. A matrix W.weight has W.weight.lora_a [rank, columns] and
-W.weight.lora_b [rows, rank]; for the embedding table they are [n_vocab, rank] and [width, rank]. The scale is
-adapter.lora.alpha / rank.
+W.weight.lora_b [rows, rank]; for the embedding table they are [n_vocab, rank] and [width, rank], for a stack of experts
+[experts, rank, columns] and [experts, rows, rank]. The scale is adapter.lora.alpha / rank.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.adapters.adapter import DAMAGED, MAX_ALPHA, Adapter, Array, low_rank
+from engine.adapters.adapter import DAMAGED, MAX_ALPHA, MERGE, Adapter, Array, low_rank
 from engine.adapters.describe import describe
 from engine.errors import AdapterError, ModelFileError, UnsupportedModelError
 from engine.gguf import GGUFFile
@@ -83,7 +83,8 @@ def _check_kind(file: GGUFFile) -> None:
     if invoked:
         raise AdapterError(
             f"{path.name} is an activated LoRA ({invoked[0]}), which acts from certain tokens on; "
-            "Realm applies plain LoRA only."
+            "Realm applies plain LoRA only.",
+            "Choose another file.",
         )
 
 
@@ -111,8 +112,8 @@ def _split(path: Path, name: str) -> tuple[str, str]:
             return name[: -len(suffix)], suffix
     raise AdapterError(
         f"{path.name} holds the tensor {name!r}, which is no part of a LoRA: names end in "
-        f"{_SUFFIXES[0]} or {_SUFFIXES[1]}.",
-        "A file that replaces whole tensors is no LoRA adapter.",
+        f"{_SUFFIXES[0]} or {_SUFFIXES[1]}, and one that replaces a whole tensor of the model is not applied.",
+        MERGE,
     )
 
 

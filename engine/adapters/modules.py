@@ -41,9 +41,20 @@ MODULES: Mapping[str, str] = {
 }
 """Inside of a layer."""
 
+EXPERTS: Mapping[str, str] = {
+    "gate_proj": "ffn_gate_exps",
+    "up_proj": "ffn_up_exps",
+    "down_proj": "ffn_down_exps",
+    "w1": "ffn_gate_exps",  # mixtral, lfm2
+    "w3": "ffn_up_exps",
+    "w2": "ffn_down_exps",
+}
+"""Of one expert of a layer: GGUF models have the matrices of all experts in one tensor."""
+
 _TOP = {"embed_tokens": "token_embd", "lm_head": "output"}
 _PREFIX = r"(?:(?:base_model|model|language_model|transformer)\.)*"
 _LAYER = re.compile(_PREFIX + r"layers\.(0|[1-9][0-9]{0,8})\.(.+)")
+_EXPERT = re.compile(r"(?:mlp|block_sparse_moe|feed_forward)\.experts\.(0|[1-9][0-9]{0,2})\.(\w+)")
 _OUTSIDE = re.compile(_PREFIX + r"(embed_tokens|lm_head)")
 
 
@@ -51,13 +62,18 @@ def tensor_name(module: str) -> str | None:
     """ "model.layers.3.self_attn.q_proj" -> "blk.3.attn_q"; None where there is no such tensor."""
     if match := _OUTSIDE.fullmatch(module):
         return _TOP[match[1]]
-    if (match := _LAYER.fullmatch(module)) and match[2] in MODULES:
-        return f"blk.{match[1]}.{MODULES[match[2]]}"
+    if match := _LAYER.fullmatch(module):
+        expert = _EXPERT.fullmatch(match[2])
+        kind = EXPERTS.get(expert[2]) if expert else MODULES.get(match[2])
+        return f"blk.{match[1]}.{kind}" if kind else None
     return None
 
 
-def is_expert(module: str) -> bool:
-    return bool(re.search(r"\.experts(\.|$)", module))
+def expert_of(module: str) -> int | None:
+    """The number of the expert that a module belongs to, if it does."""
+    match = _LAYER.fullmatch(module)
+    expert = _EXPERT.fullmatch(match[2]) if match else None
+    return int(expert[1]) if expert else None
 
 
 def layer_of(module: str) -> int | None:

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from engine.adapters.adapter import DAMAGED, MAX_ALPHA, MAX_RANK, Adapter, Array, low_rank
+from engine.adapters.adapter import DAMAGED, MAX_ALPHA, MAX_RANK, MERGE, Adapter, Array, LowRank, low_rank, stacked
 from engine.adapters.describe import describe
-from engine.adapters.modules import is_expert, layer_of, tensor_name
+from engine.adapters.modules import expert_of, layer_of, tensor_name
 from engine.adapters.safetensors import SafetensorsFile
 from engine.errors import AdapterError
 
@@ -30,9 +30,9 @@ _VARIANTS = {
     "use_bdlora": "block-diagonal LoRA",
     "lora_bias": "LoRA with biases of its own",
     "layer_replication": "layers that are used several times",
-    "modules_to_save": "modules that replace those of the model",
-    "trainable_token_indices": "tokens that replace those of the model",
-    "target_parameters": "parameters that are no modules (often experts)",
+    "modules_to_save": "whole trained copies of modules, which replace those of the model",
+    "trainable_token_indices": "rows of tokens that replace those of the model",
+    "target_parameters": "parameters that are no modules (often all experts as one), saved without their names",
     "alora_invocation_tokens": "an activated LoRA, which acts from certain tokens on",
     "arrow_config": "a router between adapters",
     "kasa_config": "KaSA",
@@ -97,29 +97,30 @@ def read_peft_adapter(path: Path) -> Adapter:
             f"Save the adapter as {WEIGHTS}." if pickles else "Fetch the whole folder.",
         )
     file = SafetensorsFile(weights)
-    halves: dict[str, dict[str, Array]] = {}
-    modules: dict[str, str] = {}
+    halves: dict[tuple[str, int | None], dict[str, Array]] = {}  # by tensor, and by expert where it is a stack
+    modules: dict[tuple[str, int | None], str] = {}
     for key in file.tensors:
         module, half, embedding = _split(weights, key)
-        name = _tensor(weights, key, module)
+        name, expert = _tensor(weights, key, module), expert_of(module)
         if embedding != (name == "token_embd"):
             raise AdapterError(
                 f"{weights.name}: the tensor {key!r} has the form for "
                 f"{'an embedding' if embedding else 'a matrix'}, which {module!r} is not.",
                 DAMAGED,
             )
-        found = halves.setdefault(name, {})
+        found = halves.setdefault((name, expert), {})
         if half in found:
             raise AdapterError(f"{weights.name} holds matrix {half} for {module!r} twice.", DAMAGED)
         _check_wanted(config, weights, module)
         values = file.values(key)
         found[half] = values.T if embedding and half == "A" and values.ndim == 2 else values
-        modules[name] = module
+        modules[name, expert] = module
     if not halves:
         raise AdapterError(f"{weights.name} holds no tensors, so it changes nothing.", DAMAGED)
-    matrices = {}
-    for name, found in halves.items():
-        module = modules[name]
+    matrices: dict[str, LowRank] = {}
+    stacks: dict[str, dict[int, LowRank]] = {}
+    for (name, expert), found in halves.items():
+        module = modules[name, expert]
         if len(found) < 2:
             raise AdapterError(f"{weights.name} has no lora_{'B' if 'A' in found else 'A'} for {module!r}.", DAMAGED)
         low = low_rank(weights, name, found["A"], found["B"], config.scale_of(module))
@@ -129,7 +130,11 @@ def read_peft_adapter(path: Path) -> Adapter:
                 "its strength would be wrong.",
                 DAMAGED,
             )
-        matrices[name] = low
+        if expert is None:
+            matrices[name] = low
+        else:
+            stacks.setdefault(name, {})[expert] = low
+    matrices |= {name: stacked(weights, name, experts) for name, experts in stacks.items()}
     info = describe(
         path,
         matrices,
@@ -151,7 +156,14 @@ def _split(path: Path, key: str) -> tuple[str, str, bool]:
     if "lora_magnitude_vector" in key:
         raise AdapterError(
             f"{path.name} holds {key!r}: the adapter is a DoRA, which also scales each output; "
-            "Realm applies plain LoRA only."
+            "Realm applies plain LoRA only.",
+            MERGE,
+        )
+    if "lora" not in key:
+        raise AdapterError(
+            f"{path.name} holds the tensor {key!r} whole, which replaces one of the model: a norm, or a module "
+            "named in modules_to_save. Realm applies plain LoRA only.",
+            MERGE,
         )
     raise AdapterError(
         f"{path.name} holds the tensor {key!r}, which is no part of a LoRA that Realm applies.",
@@ -163,12 +175,7 @@ def _tensor(path: Path, key: str, module: str) -> str:
     name = tensor_name(module)
     if name is not None:
         return name
-    if is_expert(module):
-        raise AdapterError(
-            f"{path.name}: {key!r} acts on an expert of a mixture, which Realm does not do.",
-            "Adapters for attention, shared experts and dense feed-forward layers work.",
-        )
-    raise AdapterError(f"{path.name}: {key!r} acts on {module!r}, a module that no model of Realm has.")
+    raise AdapterError(f"{path.name}: {key!r} acts on {module!r}, a module that Realm applies no adapters to.", MERGE)
 
 
 def _check_wanted(config: Config, path: Path, module: str) -> None:
@@ -267,14 +274,17 @@ def _refuse_variants(path: Path, config: dict[str, Any]) -> None:
         )
     for key, meaning in _VARIANTS.items():
         if config.get(key) not in (None, False, [], {}, ""):
-            raise AdapterError(f"{path.name} asks for {key}: {meaning}. Realm applies plain LoRA only.")
+            value = config[key]
+            names = f" ({', '.join(map(str, value)):.80})" if isinstance(value, list) else ""
+            raise AdapterError(f"{path.name} asks for {key}{names}: {meaning}. Realm applies plain LoRA only.", MERGE)
     for key, value in config.items():
         if key.startswith("use_") and key != "use_rslora" and value not in (None, False):
-            raise AdapterError(f"{path.name} asks for {key}, a kind of LoRA that Realm does not know.")
+            raise AdapterError(f"{path.name} asks for {key}, a kind of LoRA that Realm does not know.", MERGE)
     if config.get("bias", "none") not in ("none", None):
         raise AdapterError(
             f"{path.name} has bias {config['bias']!r:.40}: it changes the model's biases too. "
-            "Realm applies plain LoRA only."
+            "Realm applies plain LoRA only.",
+            MERGE,
         )
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_CHANGED_BASE):

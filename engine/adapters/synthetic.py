@@ -22,7 +22,8 @@ def write_random_adapter(path: Path, base: AdapterBase, rank: int, seed: int) ->
     for name, matrix in base.matrices.items():
         if not name.startswith("blk."):
             continue
-        for half, shape in (("a", (rank, matrix.columns)), ("b", (matrix.rows, rank))):
+        stack = matrix.shape[:-2]
+        for half, shape in (("a", (*stack, rank, matrix.columns)), ("b", (*stack, matrix.rows, rank))):
             tensors.append(NewTensor(f"{name}.weight.lora_{half}", shape, f16))
             values.append((random.standard_normal(shape) * 0.01).astype(np.float16))
     keys = [

@@ -7,13 +7,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.adapters import is_adapter, read_adapter
+from engine.adapters import AdapterBase, is_adapter, read_adapter
+from engine.architectures import read_architecture
 from engine.errors import AdapterError, RealmError
-from tests.adapters.writer import write_peft
+from engine.gguf import GGUFFile
+from tests.adapters.writer import write_gguf_adapter, write_peft, write_safetensors
 
 SMALL = {"model.layers.0.self_attn.q_proj": (8, 8), "model.embed_tokens": (6, 8)}
 MANY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -98,6 +101,26 @@ def test_what_is_no_plain_lora_is_refused_by_its_name(folder: Path, key: str, va
     write_peft(folder, SMALL, **{key: value})
     with pytest.raises(AdapterError, match=key):
         read_adapter(folder)
+
+
+def test_what_is_more_than_lora_is_told_what_to_do_with(folder: Path, fixtures_dir: Path) -> None:
+    """Whole copies of modules and of norms, and a LoRA for a norm."""
+    write_peft(folder, SMALL, modules_to_save=["lm_head"])
+    with pytest.raises(AdapterError, match=r"modules_to_save \(lm_head\): whole trained copies") as saved:
+        read_adapter(folder)
+    write_peft(folder, SMALL)
+    norm = {"base_model.model.model.norm.weight": np.ones(8, np.float32)}
+    write_safetensors(folder / "adapter_model.safetensors", norm)
+    with pytest.raises(AdapterError, match="norm.weight' whole") as whole:
+        read_adapter(folder)
+    pair = {f"blk.0.attn_norm.weight.lora_{half}": np.ones(s, np.float32) for half, s in (("a", (2, 1)), ("b", (8, 2)))}
+    path = write_gguf_adapter(folder / "norm.gguf", "llama", pair)
+    with GGUFFile.open(fixtures_dir / "tiny_models" / "llama.gguf") as file:
+        base = AdapterBase.of(file, read_architecture(file).graph)
+    with pytest.raises(AdapterError, match="is no matrix that the model multiplies by") as vector:
+        base.bind(read_adapter(path))
+    for caught in (saved, whole, vector):
+        assert "merge_and_unload" in caught.value.hint
 
 
 def test_layers_and_modules_that_the_configuration_leaves_out_are_refused(folder: Path) -> None:

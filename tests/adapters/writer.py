@@ -1,15 +1,18 @@
-"""Adapters with random numbers, written as PEFT does."""
+"""Adapters written as PEFT does, with random numbers, and as GGUF files."""
 
 from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from engine.gguf.write import GGUFWriter, NewTensor, float32_key, string_key
+from engine.quants import QuantType
 
 MODULES = {
     "model.layers.0.self_attn.q_proj": (256, 256),
@@ -29,6 +32,26 @@ def write_safetensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
         at += values.nbytes
     text = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(values.tobytes() for values in tensors.values()))
+
+
+def write_gguf(path: Path, tensors: Mapping[str, NDArray[Any]], keys: Sequence[bytes]) -> Path:
+    """All tensors in F32."""
+    f32 = QuantType.by_name("F32")
+    with GGUFWriter(path, keys, [NewTensor(name, values.shape, f32) for name, values in tensors.items()], 32) as writer:
+        for values in tensors.values():
+            writer.write(values.astype(np.float32).tobytes())
+    return path
+
+
+def write_gguf_adapter(path: Path, architecture: str, tensors: Mapping[str, NDArray[Any]], alpha: float = 1.0) -> Path:
+    """tensors: by names that end in .lora_a and .lora_b."""
+    keys = [
+        string_key("general.architecture", architecture),
+        string_key("general.type", "adapter"),
+        string_key("adapter.type", "lora"),
+        float32_key("adapter.lora.alpha", alpha),
+    ]
+    return write_gguf(path, tensors, keys)
 
 
 def write_peft(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.adapters import LowRank
 from engine.backends.numpy_backend.rows import sigmoid
 from engine.backends.numpy_backend.weights import Weights
 from engine.graph import ExpertLinear, Gating, Route
@@ -72,6 +73,17 @@ def expert_linear(op: ExpertLinear, assignment: Assignment, x: Array, weights: W
         experts = np.repeat(assignment.experts, [stop - start for start, stop in assignment.spans])
         out[order] += weights.vector(op.bias).reshape(op.n_experts, outputs)[experts]
     return out.reshape(len(x), -1)
+
+
+def add_low_rank(op: ExpertLinear, out: Array, routed: Array, x: Array, low: LowRank, factor: np.float32) -> None:
+    """Adds to the products of some rows what an adapter has for their experts, times factor; all arguments are of
+    these rows alone."""
+    n_used = op.n_used
+    products, experts = out.reshape(len(out), n_used, -1), routed[:, :n_used].astype(np.intp)
+    inputs = np.broadcast_to(x.reshape(len(x), -1, op.weight.columns), (len(x), n_used, op.weight.columns))
+    for expert in np.unique(experts).tolist():
+        places = np.nonzero(experts == expert)
+        products[places] += inputs[places] @ low.a[expert].T @ low.b[expert].T * factor
 
 
 def expert_sum(x: Array, routed: Array) -> Array:

@@ -18,7 +18,7 @@ from engine.adapters.runs import Run as AdapterRun
 from engine.adapters.runs import adapter_runs
 from engine.api import DeviceInfo
 from engine.backends.numpy_backend.attention import Positions, attention, short_conv
-from engine.backends.numpy_backend.experts import Assignment, expert_linear, expert_sum, route
+from engine.backends.numpy_backend.experts import Assignment, add_low_rank, expert_linear, expert_sum, route
 from engine.backends.numpy_backend.rows import activate, gate, join, layer_norm, rms_norm
 from engine.backends.numpy_backend.weights import BLOCK_VALUES, Weights, product
 from engine.batch import KV_BLOCK, Batch, MemoryUse, Progress, step_rows
@@ -273,6 +273,15 @@ class NumpyModel:
                 return out
 
             return embedded
+        if isinstance(op, ExpertLinear):
+
+            def expert_adapted(s: Step) -> Array:
+                out = run(s)
+                for rows, low, strength in self._shares(s.logit_runs if on_logits else s.runs, "linear", op.weight):
+                    add_low_rank(op, out[rows], s[op.route][rows], s[op.x][rows], low, strength)
+                return out
+
+            return expert_adapted
         if not isinstance(op, Linear) or op.heads > 1:
             return run
         x, weight, factor = op.x, op.weight, np.float32(op.scale)
