@@ -94,7 +94,7 @@ class DraftKind(StrEnum):
     """Where guesses at the next tokens come from."""
 
     NGRAM = "ngram"  # the conversation itself: what followed the same tokens before
-    MODEL = "model"  # the draft model that Engine.load_draft loaded
+    MODEL = "model"  # what Engine.load_draft loaded: a draft model, or a layer of the model's own file
 
 
 @dataclass(frozen=True)
@@ -336,6 +336,7 @@ class ModelInfo:
     predicted_peak_bytes: int = 0  # of the process's resident memory, planned before anything was loaded
     fingerprint: str = ""  # what files have in common that compute the same keys and values
     is_encoder: bool = False  # it gives embeddings only and cannot chat
+    predicts: bool = False  # its file carries a layer that can guess for it: Engine.load_draft with its own path
     pooling: str = ""  # what its file asks for: mean, cls, last, none, rank or nothing
     notes: tuple[str, ...] = ()  # sentences the user should see: fallbacks, skipped tensors, unknown pre-tokenizer
 
@@ -386,7 +387,10 @@ class AdapterInfo:
 
 @dataclass(frozen=True)
 class DraftInfo:
-    """The draft model that is loaded beside the model. Bytes are those held by the device."""
+    """What is loaded beside the model to guess for it. Bytes are those held by the device.
+
+    path: of the draft model, or the model's own where a layer of its file guesses.
+    """
 
     path: Path
     name: str

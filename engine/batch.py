@@ -111,6 +111,21 @@ class LoadedModel(Protocol):
     def close(self) -> None: ...
 
 
+@runtime_checkable
+class KeepsRows(Protocol):
+    """A LoadedModel that has more to say of a step than its result."""
+
+    @property
+    def kept_width(self) -> int:
+        """Numbers of a row that kept() gives; 0: this model keeps none."""
+        ...
+
+    def kept(self) -> NDArray[np.float32]:
+        """What Graph.kept was in the step of the last forward() or top(); float32 [rows, kept_width], valid until the
+        next. Costs nothing where nobody asks. Raises DeviceError."""
+        ...
+
+
 @dataclass(frozen=True)
 class TopLogits:
     """The largest logits of one row, descending, of equal ones the lowest id first: ids int64 [n], logits float32 [n].
@@ -160,6 +175,10 @@ class PartModel(LoadedModel, TakesAdapters, Protocol):
     def forward(self, batch: Batch, given: NDArray[np.float32] | None = None) -> NDArray[np.float32]: ...
 
     def hidden(self, batch: Batch, given: NDArray[np.float32] | None = None) -> NDArray[np.float32]: ...
+
+
+class PredictionModel(PartModel, KeepsRows, Protocol):
+    """A layer that predicts further tokens (engine/architectures/prediction.py): given rows, and keeping its own."""
 
 
 Progress = Callable[[str, float, str], None]

@@ -35,7 +35,7 @@ from engine.api import (
 from engine.batch import KV_BLOCK, LoadedModel, Progress
 from engine.chat_template import ChatTemplate
 from engine.drafts.fit import check_draft_file, compare_vocabularies
-from engine.drafts.loaded import LoadedDraft, draft_options
+from engine.drafts.loaded import LoadedDraft, LoadedLayer, draft_options
 from engine.errors import DeviceError, ModelFileError, OutOfMemoryError, RealmError, RequestError
 from engine.job import Job, JobCancelled
 from engine.request import message_tokens, text_tokens
@@ -81,7 +81,7 @@ class Engine:
         self._loader = loader or _load_model
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._serving: Serving | None = None
-        self._draft: LoadedDraft | None = None
+        self._draft: LoadedDraft | LoadedLayer | None = None
         self._state = EngineState.EMPTY
         self._error: RealmError | None = None
         self._progress: LoadProgress | None = None
@@ -112,6 +112,9 @@ class Engine:
         It stays beside every model that it fits: loading one that it does not fit drops it, with a note. options:
         without a context length it gets that of the model. A draft that does not fit fails with the reason
         (engine.drafts.fit.check_draft tells it beforehand) and leaves everything as it is.
+
+        The path of the loaded model itself, where its file carries a layer that predicts (ModelInfo.predicts), loads
+        that layer to guess; it goes when the model does.
         """
         return self._post(lambda job: self._load_draft(job, Path(path), options or LoadOptions()))
 
@@ -405,13 +408,6 @@ class Engine:
         serving = self._need_serving()
         if not _is_there(path):
             raise ModelFileError(f"There is no file {path}.", "Choose a model file that exists.")
-        fit = check_draft_file(serving.tokenizer.vocabulary, path)
-        if not fit.fits:
-            raise RequestError(
-                f"{path.name} cannot draft for {serving.info.name}: {fit.reason}",
-                "A draft needs the vocabulary of its model: choose a smaller model of the same family.",
-            )
-        self._drop_draft()
 
         def report(stage: str, fraction: float, detail: str) -> None:
             low, high = STAGES.get(stage, (0.0, 0.0))
@@ -420,6 +416,15 @@ class Engine:
         def cancelled() -> bool:
             return job.cancel_requested or self._closing
 
+        if serving.info.predicts and path.samefile(serving.info.path):
+            return self._load_layer(serving, options, report, cancelled)
+        fit = check_draft_file(serving.tokenizer.vocabulary, path)
+        if not fit.fits:
+            raise RequestError(
+                f"{path.name} cannot draft for {serving.info.name}: {fit.reason}",
+                "A draft needs the vocabulary of its model: choose a smaller model of the same family.",
+            )
+        self._drop_draft()
         try:
             room = draft_options(path, options, serving.info.context_length, serving.model.n_blocks * KV_BLOCK)
             bundle = self._loader(path, room, report, cancelled)
@@ -432,9 +437,26 @@ class Engine:
         serving.set_draft(self._draft)
         return self._draft.info
 
+    def _load_layer(
+        self, serving: Serving, options: LoadOptions, report: Progress, cancelled: Callable[[], bool]
+    ) -> DraftInfo:
+        from engine.loader import load_prediction
+
+        self._drop_draft()
+        try:
+            model = load_prediction(serving.model, serving.info, options, report, cancelled)
+            if cancelled():
+                model.close()
+                raise JobCancelled
+        except Exception as failure:
+            raise self._load_error(failure, serving.info.path, cancelled=cancelled()) from failure
+        self._draft = LoadedLayer(model, serving.info)
+        serving.set_draft(self._draft)
+        return self._draft.info
+
     def _keep_fitting_draft(self, serving: Serving) -> None:
         """A new model is loaded: the draft stays if it fits that one too."""
-        if self._draft is None:
+        if not isinstance(self._draft, LoadedDraft):
             return
         fit = compare_vocabularies(serving.tokenizer.vocabulary, self._draft.vocabulary)
         if fit.fits:
@@ -482,6 +504,8 @@ class Engine:
         self._state, self._error = EngineState.FAILED, error
 
     def _give_up_model(self, reason: RealmError) -> None:
+        if isinstance(self._draft, LoadedLayer):
+            self._drop_draft()  # it uses weights of the model
         serving, self._serving = self._serving, None
         if serving is None:
             return

@@ -113,7 +113,7 @@ class Embed:
 
 @dataclass(frozen=True)
 class Input:
-    """out = rows that are given to the step: what another part of the model made of the batch."""
+    """out = rows that are given to the step: what another model, or part of one, made of the batch."""
 
     out: Value
 
@@ -389,6 +389,7 @@ class Graph:
     causal: of an encoder False: its positions read later ones too, so a text goes through in one batch, nothing is
         kept for the next, and the last operation's result is `hidden`.
     hidden: what an embedding is made of, [len(logit_rows), width]: after the last norm, before the output matrix.
+    kept: a value of every row that a LoadedModel holds ready after a step (KeepsRows in engine/batch.py).
     """
 
     n_vocab: int
@@ -397,6 +398,7 @@ class Graph:
     head_width: int
     causal: bool = True
     hidden: Value | None = None
+    kept: Value | None = None
     operations: list[Operation] = field(default_factory=list)
     _next: int = 0
 
@@ -407,6 +409,11 @@ class Graph:
     def embed(self, table: Weight, *, scale: float = 1.0, index: Index = Index.TOKENS) -> Value:
         out = self._value(table.columns)
         self.operations.append(Embed(out, table, scale, index))
+        return out
+
+    def input(self, width: int) -> Value:
+        out = self._value(width)
+        self.operations.append(Input(out))
         return out
 
     def rms_norm(self, x: Value, weight: Weight, epsilon: float, *, heads: int = 1) -> Value:
@@ -584,7 +591,7 @@ def split(graph: Graph, n_layers: int) -> tuple[Graph, Graph]:
     between = {value.id: value for op in graph.operations[at:] for value in inputs(op)}
     made = {op.out.id for op in graph.operations[:at]}
     (rows,) = (value for value in between.values() if value.id in made)
-    first = replace(graph, operations=graph.operations[:at], hidden=rows)
+    first = replace(graph, operations=graph.operations[:at], hidden=rows, kept=None)
     second = replace(graph, operations=[Input(rows), *graph.operations[at:]])
     return first, second
 

@@ -11,14 +11,14 @@ from pathlib import Path
 from engine.adapters import AdapterBase
 from engine.api import KV_TYPES, LoadOptions, ModelInfo
 from engine.architectures import read_architecture, read_pooling, read_trained_context_length
-from engine.batch import LoadedModel, Progress
+from engine.batch import LoadedModel, PredictionModel, Progress
 from engine.chat_template import ChatTemplate
 from engine.devices import why_numpy
 from engine.errors import ModelFileError, RequestError
 from engine.fingerprint import model_fingerprint
 from engine.gguf import GGUFFile
 from engine.memory_plan import MemoryPlan
-from engine.placement import blocks_for, place_all, plan_places
+from engine.placement import blocks_for, place_all, place_beside, plan_places
 from engine.tokenizer import Tokenizer
 
 DEFAULT_CONTEXT = 8192
@@ -98,6 +98,8 @@ def load_model(
             f"{len(names)} tensors of the file belong to parts that Realm does not run and were left out: "
             f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''}."
         )
+    if architecture.no_prediction:
+        notes.append(architecture.no_prediction)
     if template is None and graph.causal:
         notes.append("This model carries no chat template; a plain one is used.")
     if context > trained:
@@ -127,12 +129,29 @@ def load_model(
             load_s=time.perf_counter() - began,
             predicted_peak_bytes=planned.peak_bytes,
             is_encoder=not graph.causal,
+            predicts=architecture.prediction is not None,
             pooling=pooling,
             fingerprint=model_fingerprint(file, graph),
             notes=tuple(notes),
         ),
         AdapterBase.of(file, graph),
     )
+
+
+def load_prediction(
+    model: LoadedModel, info: ModelInfo, options: LoadOptions, progress: Progress, cancelled: Callable[[], bool]
+) -> PredictionModel:
+    """Loads the layer of a loaded model's file that predicts further tokens, onto the same device. Of the options only
+    those of the cache count. Raises as load_model."""
+    progress("reading", 0.0, info.path.name)
+    file = GGUFFile.open(info.path)
+    architecture = read_architecture(file, info.context_length)
+    if architecture.prediction is None:
+        raise RequestError(
+            architecture.no_prediction or f"{info.path.name} carries no layer that predicts further tokens.",
+            "Guess by a smaller model, or from the text itself (n-gram).",
+        )
+    return place_beside(file, architecture.prediction, model, options.kv_type, progress, cancelled)
 
 
 def plan_model(path: Path, options: LoadOptions) -> MemoryPlan:

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 from engine.api import DeviceInfo, LoadOptions
 from engine.backends.split import SplitModel
-from engine.batch import ENCODER_BLOCKS, KV_BLOCK, LoadedModel, MemoryUse, PartModel, Progress
+from engine.batch import (
+    ENCODER_BLOCKS,
+    KV_BLOCK,
+    KeepsRows,
+    LoadedModel,
+    MemoryUse,
+    PartModel,
+    PredictionModel,
+    Progress,
+)
 from engine.devices import choose_device, list_devices, total_memory_bytes
 from engine.errors import OutOfMemoryError, RequestError
 from engine.gguf import GGUFFile
@@ -77,6 +87,29 @@ def place_all(
     if len(parts) == 1:
         return parts[0]
     return SplitModel((parts[0], parts[1]), (places[0].graph, places[1].graph), places[0].n_layers)
+
+
+def place_beside(
+    file: GGUFFile, graph: Graph, model: LoadedModel, kv_type: str, progress: Progress, cancelled: Callable[[], bool]
+) -> PredictionModel:
+    """Puts a layer onto the device of the model that it belongs to, with a cache for as many tokens; weights that both
+    read are there once. Raises OutOfMemoryError."""
+    last = model.last if isinstance(model, SplitModel) else model
+
+    def place(plan_only: bool) -> PartModel:
+        arguments = (file, graph, last.device, model.n_blocks, kv_type, progress, cancelled, plan_only, None, last)
+        return _place(*arguments)
+
+    use = place(plan_only=True).memory()
+    wanted, free = use.weight_bytes + use.kv_bytes + use.scratch_bytes, free_memory_bytes(last.device)
+    if free and wanted > free:
+        raise OutOfMemoryError(
+            f"The layer that guesses takes {wanted / 1e9:.2f} GB, but {last.device.name} has {free / 1e9:.2f} GB free.",
+            "Load the model with a shorter context, or guess from the text itself (n-gram).",
+        )
+    placed = place(plan_only=False)
+    assert isinstance(placed, KeepsRows)
+    return cast("PredictionModel", placed)
 
 
 def plan_places(
@@ -176,7 +209,9 @@ def _place(
     cancelled: Callable[[], bool],
     plan_only: bool = False,
     weight_budget: int | None = None,
+    beside: LoadedModel | None = None,
 ) -> PartModel:
+    """beside: a model of the same file on the same device, which lends the weights that both read."""
     if device.id == "numpy":
         from engine.backends.numpy_backend import NumpyModel
 
@@ -193,6 +228,7 @@ def _place(
             progress=progress,
             cancelled=cancelled,
             plan_only=plan_only,
+            beside=beside,
         )
     from engine.backends import opencl
 
@@ -206,4 +242,5 @@ def _place(
         cancelled=cancelled,
         plan_only=plan_only,
         weight_budget=weight_budget,
+        beside=beside,
     )

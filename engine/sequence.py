@@ -59,7 +59,8 @@ class Sequence:
     tokens: prompt and answer so far. n_computed: how many of them have their keys and values in `blocks`.
     block_table: int32 [max_blocks], `blocks` padded with 0, as `Batch` wants it.
     block_keys: content keys of the full computed blocks.
-    drafting: how its next tokens are guessed, where they are. guess: what the next step checks.
+    drafting: how its next tokens are guessed, where they are. guess: what the next step checks. made: what the last
+    step kept of its rows, and the position of the first of them, where a layer of the model guesses.
     adapters, adapter_key: what acts on it, and the key that its blocks' keys begin with.
     saved: the start of the tokens' keys and values in host memory, while it waits.
     leader: a sequence with the same prompt, which is computed for both; until then this one waits.
@@ -112,6 +113,7 @@ class Sequence:
         self.stream = stream
         self.drafting = drafting
         self.guess: Guess | None = None
+        self.made: tuple[int, NDArray[np.float32]] | None = None
         self._text = text
         self._limits = limits
         self._submitted = submitted

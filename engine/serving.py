@@ -39,8 +39,10 @@ from engine.context import DropOldest, Shift, Shortening, shorter_prompt
 from engine.drafts.drafting import Drafting
 from engine.drafts.fit import shared_tokens
 from engine.drafts.guess import Guess, judge
-from engine.drafts.loaded import LoadedDraft
+from engine.drafts.layer import LayerDrafter
+from engine.drafts.loaded import LoadedDraft, LoadedLayer
 from engine.drafts.model import ModelDrafter
+from engine.drafts.rows import RowsOfSteps
 from engine.drafts.speculation import Speculation
 from engine.embedding import EmbeddingWork, cannot_chat
 from engine.errors import DeviceError, OutOfMemoryError, RealmError, RequestError
@@ -85,6 +87,7 @@ class Serving:
         self._n_vocab = min(model.n_vocab, tokenizer.n_vocab)
         self._grammars = Grammars(tokenizer, self._n_vocab)
         self.speculation = Speculation(model.max_rows)
+        self._rows = RowsOfSteps(model, self.speculation)
         self.draft_failed = False  # the draft model is not to be used any more
         if info.is_encoder:  # its cache has room for several texts of the longest kind
             self.info = info
@@ -107,10 +110,12 @@ class Serving:
     def busy(self) -> bool:
         return self._scheduler.ready or bool(self._embeddings)
 
-    def set_draft(self, draft: LoadedDraft | None) -> None:
-        """The draft model that guesses from now on; None guesses nothing any more."""
-        drafter = None
-        if draft is not None:
+    def set_draft(self, draft: LoadedDraft | LoadedLayer | None) -> None:
+        """The draft model, or the layer of the model's own, that guesses from now on; None guesses nothing any more."""
+        drafter: ModelDrafter | None = None
+        if isinstance(draft, LoadedLayer):
+            drafter = LayerDrafter(draft.model, self._n_vocab, draft.context_length)
+        elif draft is not None:
             tokens = shared_tokens(self.tokenizer.vocabulary, draft.vocabulary)
             drafter = ModelDrafter(draft.model, tokens, self._n_vocab, draft.context_length)
         self.speculation.set_drafter(DraftKind.MODEL, drafter)
@@ -202,6 +207,7 @@ class Serving:
             raise RequestError("This answer has ended, so its adapters cannot change any more.")
         adapters = self.adapters.resolve(uses, self._adapters_in_use())
         if adapters.key != sequence.adapter_key:
+            self._rows.forget(sequence)
             sequence.adapters, sequence.adapter_key = adapters.uses, adapters.key
             scheduler.restart(sequence)
 
@@ -273,6 +279,7 @@ class Serving:
         if logits is None:
             return
         computed = perf_counter()
+        self._rows.set_aside(step)
         only_decodes = all(rows.samples and rows.count == 1 for rows in step.rows)
         self._scheduler.pace.measured(len(step.batch.tokens), computed - began, waited=len(logits) > 0)
         self._scheduler.advance(step)
@@ -293,6 +300,9 @@ class Serving:
         if only_decodes:
             times = computed - began, perf_counter() - computed
             self.speculation.measured(len(step.rows), len(step.batch.tokens), *times, new)
+        failure = self._rows.hand_on(rows.sequence for rows in step.rows)
+        if failure is not None:
+            self._guessing_failed(failure)
 
     def _propose(self) -> None:
         """Guesses at what follows the sequences that decode. When that fails, the requests that guess fail with it, and
@@ -301,16 +311,19 @@ class Serving:
         try:
             self.speculation.propose(decoding)
         except Exception as failure:
-            log.exception("Guessing failed")
-            cause = failure.message if isinstance(failure, RealmError) else f"{type(failure).__name__}: {failure}"
-            error = RealmError(
-                f"Guessing tokens failed: {cause}", "Send it again without guesses, or load the draft model again."
-            )
-            self.draft_failed = self.speculation.has(DraftKind.MODEL)
-            self.speculation.set_drafter(DraftKind.MODEL, None)
-            for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
-                if sequence.drafting is not None:
-                    self._fail(sequence, error)
+            self._guessing_failed(failure)
+
+    def _guessing_failed(self, failure: Exception) -> None:
+        log.error("Guessing failed", exc_info=failure)
+        cause = failure.message if isinstance(failure, RealmError) else f"{type(failure).__name__}: {failure}"
+        error = RealmError(
+            f"Guessing tokens failed: {cause}", "Send it again without guesses, or load the draft model again."
+        )
+        self.draft_failed = self.speculation.has(DraftKind.MODEL)
+        self.speculation.set_drafter(DraftKind.MODEL, None)
+        for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
+            if sequence.drafting is not None:
+                self._fail(sequence, error)
 
     def close(self) -> None:
         """Waits until sessions are saved, then lets go of the model."""
@@ -438,6 +451,7 @@ class Serving:
 
     def _make_room(self, sequence: Sequence) -> None:
         """Has a sequence whose context is full go on without its oldest tokens, or ends it."""
+        self._rows.forget(sequence)
         if sequence.shorten():
             self._scheduler.restart(sequence)
         else:
@@ -499,12 +513,14 @@ class Serving:
 
     def _finish(self, sequence: Sequence, reason: StopReason) -> None:
         self._save_session(sequence)
+        self._rows.end(sequence)
         self._scheduler.remove(sequence)
         self.speculation.forget(sequence)
         self.figures = sequence.figures(self._meter, perf_counter())
         sequence.stream.put(Finished(reason, sequence.finish_text(), self.figures))
 
     def _fail(self, sequence: Sequence, error: RealmError) -> None:
+        self._rows.forget(sequence)
         self._scheduler.remove(sequence)
         self.speculation.forget(sequence)
         sequence.stream.put(Failed(error))

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Measures a prefill of random tokens and a greedy decode, each after a warm-up, first as a request is served "
         "and then the bare steps of the model. The figures are medians over the repetitions. "
-        "With --draft or --ngram: what guessing gains, decoding by turns with and without."
+        "With --draft, --mtp or --ngram: what guessing gains, decoding by turns with and without."
     )
     add_model_argument(parser, required=False)
     parser.add_argument("-p", "--prompt-tokens", type=at_least(1), default=512, metavar="N", help="prefill (512)")
@@ -94,6 +94,7 @@ _OPTIONS = {
     "session": "--session",
     "kernels": "--kernels",
     "draft": "--draft",
+    "mtp": "--mtp",
     "ngram": "--ngram",
     "lora": "--lora",
     "lora_rank": "--lora-rank",
@@ -108,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
         _Measurement(run_grammar, ("grammar", "json_schema"), ("decode_tokens", "repetitions", "kv_type")),
         _Measurement(run_streams, ("streams",), ("decode_tokens", "seed")),
         _Measurement(run_session, ("session",), ("seed", "kv_type")),
-        _Measurement(run_drafts, ("draft", "ngram"), ("draft_k", "decode_tokens", "repetitions", "seed")),
+        _Measurement(run_drafts, ("draft", "mtp", "ngram"), ("draft_k", "decode_tokens", "repetitions", "seed")),
         _Measurement(
             _run_speed,
             (),

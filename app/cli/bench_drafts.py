@@ -1,4 +1,4 @@
-"""`realm bench --draft PATH` and `--ngram`: what guessing gains, and what it costs where it gains nothing."""
+"""`realm bench --draft PATH`, `--mtp` and `--ngram`: what guessing gains, and what it costs where it gains nothing."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def run_drafts(args: argparse.Namespace) -> int:
     draft = draft_options(args)
     assert draft is not None
     answer = drafts_measured(
-        args.model, args.device, draft, args.draft, args.decode_tokens, args.repetitions, seed=args.seed
+        args.model, args.device, draft, args.draft, args.decode_tokens, args.repetitions, seed=args.seed, mtp=args.mtp
     )
     if args.json:
         write_json(answer)
@@ -81,13 +81,21 @@ def run_drafts(args: argparse.Namespace) -> int:
 
 
 def drafts_measured(
-    model: str, device: str, draft: DraftOptions, name: str | None, n_decode: int, repetitions: int, *, seed: int = 1
+    model: str,
+    device: str,
+    draft: DraftOptions,
+    name: str | None,
+    n_decode: int,
+    repetitions: int,
+    *,
+    seed: int = 1,
+    mtp: bool = False,
 ) -> dict[str, Any]:
     """Answers each case by turns without and with guesses, after a round that warms up; the gain is the median of the
-    ratios of neighbours. name: of the draft model, where one guesses."""
+    ratios of neighbours. name: of the draft model, where one guesses. mtp: the model's own layer guesses."""
     bar = ProgressBar("bench")
     with loaded_engine(model, device, max(CONTEXT, n_decode + 512)) as (engine, info):
-        load_draft(engine, name, device)
+        load_draft(engine, name, device, mtp=mtp)
         cases = _cases(engine, info, n_decode, seed, draft.kind)
         rounds = repetitions + 1
         try:
@@ -99,7 +107,7 @@ def drafts_measured(
             bar.clear()
     return {
         "model": str(info.path),
-        "draft": name or "n-gram",
+        "draft": "its own layer" if mtp else name or "n-gram",
         "device": info.device.id,
         "decode_tokens": n_decode,
         "repetitions": repetitions,

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         info = load(engine, path, load_options, chats=True)
         if info.is_encoder:
             raise cannot_chat(info.name)
-        load_draft(engine, args.draft, device)
+        load_draft(engine, args.draft, device, mtp=args.mtp)
         store.settings.set(LAST_MODEL, str(path.absolute()))
         session = ChatSession(engine, store, info, load_options, given_options(args), args.system, draft)
         try:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 def add_draft_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("guessing tokens (the answer is distributed as without, and greedy ones equal)")
     group.add_argument("--draft", metavar="PATH", help="a smaller model of the same vocabulary guesses the next tokens")
+    group.add_argument(
+        "--mtp", action="store_true", help="the layer that predicts further tokens, in files that carry one, guesses"
+    )
     group.add_argument("--ngram", action="store_true", help="guess what followed the same tokens before")
     group.add_argument(
         "--draft-k",
@@ -30,38 +33,52 @@ def add_draft_arguments(parser: argparse.ArgumentParser) -> None:
 
 def draft_options(args: argparse.Namespace) -> DraftOptions | None:
     """What the command line says of guessing; None where it says nothing. Raises RequestError."""
-    if args.draft and args.ngram:
-        raise RequestError("--draft and --ngram are two ways of guessing.", "Give one of them.")
-    if not args.draft and not args.ngram:
+    given = [name for name in ("draft", "mtp", "ngram") if getattr(args, name)]
+    if len(given) > 1:
+        raise RequestError(f"--{given[0]} and --{given[1]} are two ways of guessing.", "Give one of them.")
+    if not given:
         if args.draft_k is not None:
-            raise RequestError("--draft-k says how much to guess, but nothing guesses.", "Give --draft or --ngram too.")
+            raise RequestError(
+                "--draft-k says how much to guess, but nothing guesses.", "Give --draft, --mtp or --ngram too."
+            )
         return None
-    kind = DraftKind.MODEL if args.draft else DraftKind.NGRAM
+    kind = DraftKind.NGRAM if args.ngram else DraftKind.MODEL
     usual = DraftOptions(kind)
     if args.draft_k is None:
         return usual
     return DraftOptions(kind, draft_k=args.draft_k, max_draft_tokens=max(usual.max_draft_tokens, args.draft_k))
 
 
-def load_draft(engine: Engine, name: str | None, device: str) -> DraftInfo | None:
-    """Loads a draft model beside the model, with a progress bar, and says what the person should know about it."""
+def load_draft(engine: Engine, name: str | None, device: str, *, mtp: bool = False) -> DraftInfo | None:
+    """Loads a draft model beside the model, or (mtp) the layer that its own file carries, with a progress bar, and says
+    what the person should know about it. Raises RequestError where there is no such layer."""
     from engine.api import LoadOptions
 
-    if name is None:
+    if mtp:
+        info = engine.status().model
+        assert info is not None
+        if not info.predicts:
+            raise RequestError(
+                f"The file of {info.name} carries no whole layer that predicts further tokens.",
+                "Guess by --draft or --ngram.",
+            )
+        path = info.path
+    elif name is not None:
+        path = model_path(name)
+    else:
         return None
-    path = model_path(name)
     bar = ProgressBar(path.name)
     job = engine.load_draft(path, LoadOptions(device=device))
     try:
-        info = wait_for(job, lambda: show_progress(bar, job))
+        draft = wait_for(job, lambda: show_progress(bar, job))
     except KeyboardInterrupt:
         job.cancel()
         raise
     finally:
         bar.clear()
-    for note in info.notes:
+    for note in draft.notes:
         say(f"Note: {note}")
-    return info
+    return draft
 
 
 def guesses_text(figures: Figures) -> str:

@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
         engine,
         info,
     ):
-        load_draft(engine, args.draft, args.device)
+        load_draft(engine, args.draft, args.device, mtp=args.mtp)
         if request is None:
 
             def answer_line(line: Any) -> Any:

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     ) as (engine, info):
         if info.is_encoder:
             raise cannot_chat(info.name)
-        load_draft(engine, args.draft, args.device)
+        load_draft(engine, args.draft, args.device, mtp=args.mtp)
         if info.has_chat_template:
             system = [{"role": "system", "content": args.system}] if args.system else []
             options["messages"] = [*system, {"role": "user", "content": text}]

@@ -12,6 +12,7 @@ from engine.architectures import (
     deepseek2,
     gemma,
     glm4,
+    glm4_moe,
     gpt_oss,
     granite,
     lfm2,
@@ -24,7 +25,7 @@ from engine.architectures import (
     starcoder2,
 )
 from engine.architectures.rope import FACTOR_TENSORS
-from engine.errors import UnsupportedModelError
+from engine.errors import ModelFileError, UnsupportedModelError
 from engine.gguf import GGUFFile
 from engine.graph import Graph
 
@@ -46,6 +47,7 @@ ARCHITECTURES: Mapping[str, Callable[[GGUFFile, int], Graph]] = {
     "command-r": command_r.build,
     "gpt-oss": gpt_oss.build,
     "glm4": glm4.build,
+    "glm4moe": glm4_moe.build,
     "deepseek2": deepseek2.build,
     "lfm2": lfm2.build,
     "bert": bert.build_bert,
@@ -55,6 +57,13 @@ ARCHITECTURES: Mapping[str, Callable[[GGUFFile, int], Graph]] = {
 """general.architecture -> what builds its graph for sequences of up to so many tokens."""
 
 
+PREDICTING: Mapping[str, Callable[[GGUFFile, int], tuple[Graph, Graph]]] = {
+    "glm4moe": glm4_moe.build_predicting,
+    "deepseek2": deepseek2.build_predicting,
+}
+"""Those whose files may carry layers that predict further tokens: builds the model's graph and the first layer's."""
+
+
 ENCODERS = frozenset({"bert", "nomic-bert", "nomic-bert-moe"})
 
 
@@ -62,14 +71,17 @@ ENCODERS = frozenset({"bert", "nomic-bert", "nomic-bert-moe"})
 class Architecture:
     """A model file understood: `graph` is what runs.
 
-    unused_tensors: what the file holds beside: heads that draft tokens, parts of later formats. Answers are right
-        without them.
+    unused_tensors: what the file holds beside: parts of later formats. Answers are right without them.
+    prediction: the graph of a layer that predicts further tokens (prediction.py), where the file carries a whole one.
+    no_prediction: a sentence, where the file says that it carries one but does not.
     """
 
     name: str
     graph: Graph
     trained_context_length: int
     unused_tensors: tuple[str, ...] = ()
+    prediction: Graph | None = None
+    no_prediction: str = ""
 
 
 def read_architecture(file: GGUFFile, context_length: int | None = None) -> Architecture:
@@ -82,10 +94,25 @@ def read_architecture(file: GGUFFile, context_length: int | None = None) -> Arch
     tensor where the file contradicts itself.
     """
     trained = read_trained_context_length(file)
-    graph = ARCHITECTURES[file.architecture](file, context_length or trained)
-    used = {weight.name for weight in graph.weights()} | FACTOR_TENSORS
+    context = context_length or trained
+    graph, prediction, why = _build_predicting(file, context)
+    if graph is None:
+        graph = ARCHITECTURES[file.architecture](file, context)
+    read = [*graph.weights(), *(prediction.weights() if prediction else ())]
+    used = {weight.name for weight in read} | FACTOR_TENSORS
     unused = tuple(tensor for tensor in file.tensors if tensor not in used)
-    return Architecture(file.architecture, graph, trained, unused)
+    return Architecture(file.architecture, graph, trained, unused, prediction, why)
+
+
+def _build_predicting(file: GGUFFile, context_length: int) -> tuple[Graph | None, Graph | None, str]:
+    """The model and a layer that predicts, where the file carries a whole one; else nothing, and why if it should."""
+    count = file.int(f"{file.architecture}.nextn_predict_layers", 0, minimum=0, maximum=1 << 12)
+    if not count or file.architecture not in PREDICTING:
+        return None, None, ""
+    try:
+        return *PREDICTING[file.architecture](file, context_length), ""
+    except (ModelFileError, UnsupportedModelError) as error:
+        return None, None, f"The layer of this file that predicts further tokens cannot be used: {error.message}"
 
 
 def read_trained_context_length(file: GGUFFile) -> int:

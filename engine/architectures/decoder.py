@@ -35,16 +35,18 @@ class Decoder:
         norm: Literal["rms", "layer"] = "rms",
         hybrid: bool = False,
         causal: bool = True,
+        keeps_rows: bool = False,
     ) -> None:
         """norm: the kind that norm() gives. hybrid: only some layers attend, n_kv_heads is of these (lfm2).
 
         causal: False for encoders; a file of any family may say so too (attention.causal).
+        keeps_rows: the graph keeps what every row comes to after the last norm (Graph.kept).
         """
         self.file = file
         self.arch = file.architecture
         self.context_length = context_length
         self._n_blocks = self.integer("block_count", minimum=1, maximum=1 << 12)
-        # the last blocks of some files draft further tokens and are no part of the decoder itself
+        # the last blocks of some files predict further tokens (prediction.py) and are no part of the decoder itself
         self.n_layers = self._n_blocks - self.integer("nextn_predict_layers", 0, maximum=self._n_blocks - 1)
         self.width = self.integer("embedding_length", minimum=1, maximum=1 << 20)
         self.n_heads = self.uniform("attention.head_count", minimum=1, maximum=1 << 14)
@@ -63,6 +65,7 @@ class Decoder:
         self.value_width = self.integer("attention.value_length", self.head_width, minimum=1, maximum=1 << 12)
         self.scale = 1.0 / math.sqrt(self.head_width)
         self._norm = norm
+        self._keeps_rows = keeps_rows
         epsilon = "attention.layer_norm_rms_epsilon" if norm == "rms" else "attention.layer_norm_epsilon"
         self.epsilon = self.number(epsilon, minimum=0.0, maximum=1.0)
         embedding = file.tensors.get("token_embd.weight")
@@ -311,7 +314,7 @@ class Decoder:
 
     def last_rows(self, layer: int, x: Value) -> Value:
         """x; in the last layer only the rows whose logits are wanted. Nothing after it may attend."""
-        return self.g.select_rows(x) if layer == self.n_layers - 1 else x
+        return self.g.select_rows(x) if layer == self.n_layers - 1 and not self._keeps_rows else x
 
     def logits(self, h: Value, *, scale: float = 1.0, norm: str = "output_norm") -> Value:
         """The last norm and the output matrix, which is the token table where the file has none; for encoders only the
@@ -319,6 +322,13 @@ class Decoder:
         h = self.g.hidden = self.norm(h, norm)
         if not self.g.causal:
             return h
-        if self.has("output.weight"):
-            return self.linear(h, "output", self.g.n_vocab, scale=scale)
-        return self.g.linear(h, self._table, optional_vector(self.file, "output.bias", self.g.n_vocab), scale=scale)
+        if self._keeps_rows:
+            self.g.kept = h
+            h = self.g.hidden = self.g.select_rows(h)
+        return self.head(h, "output", scale=scale)
+
+    def head(self, h: Value, name: str, *, scale: float = 1.0) -> Value:
+        """The matrix `name` that gives logits; the token table where the file has none of that name."""
+        if self.has(f"{name}.weight"):
+            return self.linear(h, name, self.g.n_vocab, scale=scale)
+        return self.g.linear(h, self._table, optional_vector(self.file, f"{name}.bias", self.g.n_vocab), scale=scale)

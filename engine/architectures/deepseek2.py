@@ -12,6 +12,7 @@ import math
 from dataclasses import replace
 
 from engine.architectures.decoder import Decoder
+from engine.architectures.prediction import Block, build_decoder, build_with_prediction
 from engine.architectures.rope import read_n_rotated, read_scaling_factor, yarn_magnitude
 from engine.architectures.tensors import matrices
 from engine.errors import UnsupportedModelError
@@ -22,17 +23,24 @@ GATINGS = {1: Gating.SOFTMAX, 2: Gating.SIGMOID, 3: Gating.CHOSEN_SOFTMAX}
 
 
 def build(file: GGUFFile, context_length: int) -> Graph:
-    d = Decoder(file, context_length)
+    return build_decoder(Decoder(file, context_length), blocks)
+
+
+def build_predicting(file: GGUFFile, context_length: int) -> tuple[Graph, Graph]:
+    return build_with_prediction(file, context_length, blocks)
+
+
+def blocks(d: Decoder) -> Block:
     attention = LatentAttention(d)
     n_dense = d.integer("leading_dense_block_count", 0)
-    h = d.embed()
-    for layer in range(d.n_layers):
+
+    def block(h: Value, layer: int) -> Value:
         h = d.g.add(h, attention(d.norm(h, f"blk.{layer}.attn_norm"), layer))
         h = d.last_rows(layer, h)
         n = d.norm(h, f"blk.{layer}.ffn_norm")
-        h = d.g.add(h, d.gated_mlp(n, layer) if layer < n_dense else _experts(d, n, layer))
-    d.logits(h)
-    return d.g
+        return d.g.add(h, d.gated_mlp(n, layer) if layer < n_dense else experts(d, n, layer))
+
+    return block
 
 
 class LatentAttention:
@@ -119,9 +127,10 @@ class LatentAttention:
         )
 
 
-def _experts(d: Decoder, x: Value, layer: int) -> Value:
+def experts(d: Decoder, x: Value, layer: int, *, gating: int = 1) -> Value:
+    """The experts that the router chooses and the shared ones. gating: of GATINGS, where the file says nothing."""
     width = d.integer("expert_feed_forward_length", minimum=1)
-    gating = d.integer("expert_gating_func", 1) or 1
+    gating = d.integer("expert_gating_func", 0) or gating
     if gating not in GATINGS:
         raise UnsupportedModelError(
             f"{d.file.path.name} gates its experts by function {gating} ({d.key('expert_gating_func')}), "

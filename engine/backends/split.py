@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from engine.adapters import BoundAdapter
 from engine.adapters.runs import AdapterSet
 from engine.api import DeviceInfo
-from engine.batch import Batch, MemoryUse, PartModel
+from engine.batch import Batch, KeepsRows, MemoryUse, PartModel
 from engine.graph import Graph
 
 
@@ -39,6 +39,11 @@ class SplitModel:
         self.max_rows = min(first.max_rows, second.max_rows)
         self.weight_bytes_per_token = first.weight_bytes_per_token + second.weight_bytes_per_token
         self.hidden_width = second.hidden_width
+
+    @property
+    def last(self) -> PartModel:
+        """The part that gives the logits."""
+        return self._parts[1]
 
     @property
     def block_bytes(self) -> int:
@@ -75,6 +80,14 @@ class SplitModel:
 
     def hidden(self, batch: Batch) -> NDArray[np.float32]:
         return self._parts[1].hidden(self._adapted(batch, 1), self._rows(batch))
+
+    @property
+    def kept_width(self) -> int:
+        return self.last.kept_width if isinstance(self.last, KeepsRows) else 0
+
+    def kept(self) -> NDArray[np.float32]:
+        assert isinstance(self.last, KeepsRows)
+        return self.last.kept()
 
     def _rows(self, batch: Batch) -> NDArray[np.float32]:
         """What the first part makes of every row."""

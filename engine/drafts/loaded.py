@@ -1,4 +1,4 @@
-"""A draft model that is loaded beside the model it guesses for."""
+"""What is loaded beside a model to guess for it: a draft model, or a layer of the model's own file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from engine.api import DraftInfo, LoadOptions, ModelInfo
 from engine.architectures import read_trained_context_length
-from engine.batch import LoadedModel
+from engine.batch import LoadedModel, PredictionModel
 from engine.gguf import GGUFFile
 from engine.placement import whole_device
 from engine.tokenizer.vocabulary import Vocabulary
@@ -28,6 +28,23 @@ class LoadedDraft:
             weight_bytes=info.weight_bytes,
             kv_bytes=info.kv_bytes,
             notes=(*((fit,) if fit else ()), *notes),
+        )
+
+
+class LoadedLayer:
+    """A layer of the model's own file that predicts further tokens. context_length: the model's."""
+
+    def __init__(self, model: PredictionModel, info: ModelInfo) -> None:
+        """info: of the model."""
+        memory = model.memory()
+        self.model = model
+        self.context_length = info.context_length
+        self.info = DraftInfo(
+            path=info.path,
+            name=f"a layer of {info.name}",
+            device=model.device,
+            weight_bytes=memory.weight_bytes,
+            kv_bytes=memory.kv_bytes,
         )
 
 

@@ -48,7 +48,7 @@ class ModelDrafter:
 
     def propose(self, speculation: Speculation, sequences: Sequence_[Sequence], n_plain: int) -> list[Planned]:
         self._clock += 1
-        able = [s for s in sequences if s.guess_room and len(s.tokens) < self._context_length]
+        able = [s for s in sequences if s.guess_room and len(s.tokens) < self._context_length and self._knows(s)]
         room = speculation.max_rows - n_plain
         for sequence in sequences:
             if sequence.drafting is not None and len(sequence.tokens) >= self._context_length:
@@ -59,12 +59,16 @@ class ModelDrafter:
         active = ready
         while active:
             began = perf_counter()
-            logits = self.model.forward(self._batch(active))
+            logits = self._step(active)
             going = [one for one, row in zip(active, logits, strict=True) if self._guess(speculation, one, row)]
             self.cost.observe(self._rows, perf_counter() - began)
             room -= len(active)
             active = [one for one in worth.going_on(going)[: max(room, 0)] if self._grow(one.follower, one.n_tokens)]
         return [one for one in ready if one.guess.tokens]
+
+    def _knows(self, sequence: Sequence) -> bool:
+        """Whether there is all that guessing for a sequence takes."""
+        return True
 
     def missing(self, sequence: Sequence) -> int:
         """Tokens of a sequence that the draft model has not seen yet."""
@@ -95,13 +99,15 @@ class ModelDrafter:
         follower.used = self._clock
         return self._grow(follower, len(sequence.tokens))
 
-    def _begin(self, sequence: Sequence) -> Follower:
+    def _sampler(self, sequence: Sequence) -> Sampler:
+        """What guesses are drawn with: the samplers' own state and luck stay out, for any distribution will do."""
         drafting = sequence.drafting
         assert drafting is not None
-        # the samplers' own state and luck stay out: guesses may be drawn from any distribution
         seed = None if drafting.sampling.seed is None else drafting.sampling.seed + 1
-        sampler = Sampler(replace(drafting.sampling, seed=seed, mirostat=0), self._n_vocab)
-        follower = Follower(np.zeros(n_blocks_for(self._context_length), np.int32), sampler)
+        return Sampler(replace(drafting.sampling, seed=seed, mirostat=0), self._n_vocab)
+
+    def _begin(self, sequence: Sequence) -> Follower:
+        follower = Follower(np.zeros(n_blocks_for(self._context_length), np.int32), self._sampler(sequence))
         known = self.blocks.match(sequence.tokens)[: len(follower.table)]
         self.blocks.share(known)
         self._give(follower, known)
@@ -165,7 +171,7 @@ class ModelDrafter:
         ready, behind = [], []
         for one in sorted(willing, key=lambda one: self.missing(one.sequence)):
             one.follower = self._followers[id(one.sequence)]
-            missing = len(one.sequence.tokens) - one.follower.n_computed
+            missing = self._left(one)
             one.rows = min(missing, room)
             room -= one.rows
             if one.rows == missing:
@@ -174,11 +180,18 @@ class ModelDrafter:
                 behind.append(one)
         if behind:
             began = perf_counter()
-            self.model.forward(self._batch(behind, logits=False))
+            self._step(behind, logits=False)
             self.cost.observe(self._rows, perf_counter() - began)
         return ready
 
+    def _left(self, one: Work) -> int:
+        """Rows that are to be computed before the next guess comes, once what is wrong has been undone."""
+        return len(one.sequence.tokens) - one.follower.n_computed
+
     # -- stepping
+
+    def _step(self, active: list[Work], logits: bool = True) -> NDArray[np.float32]:
+        return self.model.forward(self._batch(active, logits))
 
     def _batch(self, active: list[Work], logits: bool = True) -> Batch:
         """The rows that each has: tokens of the sequence that are missing, then its latest guess."""
@@ -187,19 +200,13 @@ class ModelDrafter:
         sequences: list[int] = []
         wanted: list[int] = []
         for index, one in enumerate(active):
-            follower, its = one.follower, one.sequence.tokens
-            start = follower.n_computed
-            if one.guess.tokens:
-                new = [one.guess.tokens[-1]]
-                follower.ahead += new
-            else:
-                new = its[start : start + one.rows]
-                follower.last = new[-1]
+            start = one.follower.n_computed
+            new = self._next_tokens(one)
             tokens += new
             positions += range(start, start + len(new))
             sequences += [index] * len(new)
             wanted.append(len(tokens) - 1)
-            follower.n_computed += len(new)
+            one.follower.n_computed += len(new)
         self._rows = len(tokens)
         return Batch(
             tokens=self._tokens.stand_in[np.array(tokens, np.int64)],
@@ -208,6 +215,16 @@ class ModelDrafter:
             block_tables=np.array([one.follower.table for one in active], np.int32),
             logit_rows=np.array(wanted if logits else [], np.int32),
         )
+
+    def _next_tokens(self, one: Work) -> list[int]:
+        follower, start = one.follower, one.follower.n_computed
+        if one.guess.tokens:
+            new = [one.guess.tokens[-1]]
+            follower.ahead += new
+        else:
+            new = one.sequence.tokens[start : start + one.rows]
+            follower.last = new[-1]
+        return new
 
     def _guess(self, speculation: Speculation, one: Work, logits: NDArray[np.float32]) -> bool:
         """Adds a guess; says whether to go on after it."""

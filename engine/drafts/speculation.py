@@ -311,6 +311,9 @@ class Speculation:
         for pace in paces.values():
             pace.stepped(took, count * plain / n_plain)
 
+    def drafter(self, kind: DraftKind) -> Drafter | None:
+        return self._drafters.get(kind)
+
     def forget(self, sequence: Sequence) -> None:
         for drafter in self._drafters.values():
             drafter.forget(sequence)

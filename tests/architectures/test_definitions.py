@@ -297,7 +297,7 @@ LATENT, PLAIN, ROTATED, VALUE = 12, 6, 4, 5
 N_EXPERTS, N_USED, GROUPS, EXPERT_FF = 8, 3, 4, 16
 
 
-def deepseek(*, absorbed: bool, yarn: bool) -> SmallModel:
+def deepseek(*, absorbed: bool, yarn: bool, layers: int = LAYERS) -> SmallModel:
     """V2-Lite's attention (queries from one matrix), V3's router (groups, sigmoid, a bias for choosing)."""
     m = SmallModel(
         "deepseek2",
@@ -329,8 +329,10 @@ def deepseek(*, absorbed: bool, yarn: bool) -> SmallModel:
         m.set_path("rope.scaling.factor", 8.0)
         m.set_path("rope.scaling.original_context_length", 64)
         m.set_path("rope.scaling.yarn_log_multiplier", 0.0707)
-    m.norms("attn_norm", "ffn_norm")
-    for layer in range(LAYERS):
+    m.norms()
+    for layer in range(layers):
+        m.random(f"blk.{layer}.attn_norm.weight", WIDTH)
+        m.random(f"blk.{layer}.ffn_norm.weight", WIDTH)
         m.random(f"blk.{layer}.attn_q.weight", HEADS * (PLAIN + ROTATED), WIDTH)
         m.random(f"blk.{layer}.attn_kv_a_mqa.weight", LATENT + ROTATED, WIDTH)
         m.random(f"blk.{layer}.attn_kv_a_norm.weight", LATENT)
@@ -343,7 +345,7 @@ def deepseek(*, absorbed: bool, yarn: bool) -> SmallModel:
     m.random("blk.0.ffn_gate.weight", FF, WIDTH)
     m.random("blk.0.ffn_up.weight", FF, WIDTH)
     m.random("blk.0.ffn_down.weight", WIDTH, FF)
-    for layer in range(1, LAYERS):
+    for layer in range(1, layers):
         m.random(f"blk.{layer}.ffn_gate_inp.weight", N_EXPERTS, WIDTH)
         m.random(f"blk.{layer}.exp_probs_b.bias", N_EXPERTS)
         m.random(f"blk.{layer}.ffn_gate_exps.weight", N_EXPERTS, EXPERT_FF, WIDTH)
@@ -370,9 +372,9 @@ def deepseek_frequencies_and_scale(yarn: bool) -> tuple[F64, float]:
     return np.array(out), scale * mscale**2
 
 
-@pytest.mark.parametrize("yarn", [False, True])
-@pytest.mark.parametrize("absorbed", [False, True])
-def test_deepseek2(absorbed: bool, yarn: bool) -> None:
+def deepseek_block(*, yarn: bool) -> Callable[[SmallModel, F64, int], F64]:
+    """What a block makes of h [positions, WIDTH]."""
+
     def moe(m: SmallModel, x: F64, layer: int) -> F64:
         gate, up, down = (m.w(f"blk.{layer}.ffn_{name}_exps.weight") for name in ("gate", "up", "down"))
         out = linear(
@@ -393,21 +395,33 @@ def test_deepseek2(absorbed: bool, yarn: bool) -> None:
                 out[row] += weight * (down[e] @ (silu(gate[e] @ vector) * (up[e] @ vector)))
         return out
 
+    turn, scale = deepseek_frequencies_and_scale(yarn)
+
+    def block(m: SmallModel, h: F64, layer: int) -> F64:
+        n = rms_named(m, h, f"blk.{layer}.attn_norm")
+        q = heads(linear(m, n, f"blk.{layer}.attn_q"), HEADS)
+        both = linear(m, n, f"blk.{layer}.attn_kv_a_mqa")
+        latent = rms_named(m, both[:, :LATENT], f"blk.{layer}.attn_kv_a_norm")
+        up = heads(linear(m, latent, f"blk.{layer}.attn_kv_b"), HEADS)
+        shared = np.repeat(both[:, None, LATENT:], HEADS, axis=1)
+        k = np.concatenate([up[:, :, :PLAIN], shared], axis=2)
+        q, k = (rotate(x, turn, interleaved=True, start=PLAIN) for x in (q, k))
+        a = attend(q, k, up[:, :, PLAIN:], scale=scale)
+        h = h + linear(m, a, f"blk.{layer}.attn_output")
+        n = rms_named(m, h, f"blk.{layer}.ffn_norm")
+        return h + (mlp(m, n, layer) if layer == 0 else moe(m, n, layer))
+
+    return block
+
+
+@pytest.mark.parametrize("yarn", [False, True])
+@pytest.mark.parametrize("absorbed", [False, True])
+def test_deepseek2(absorbed: bool, yarn: bool) -> None:
+    block = deepseek_block(yarn=yarn)
+
     def expected(m: SmallModel, h: F64) -> F64:
-        turn, scale = deepseek_frequencies_and_scale(yarn)
         for layer in range(LAYERS):
-            n = rms_named(m, h, f"blk.{layer}.attn_norm")
-            q = heads(linear(m, n, f"blk.{layer}.attn_q"), HEADS)
-            both = linear(m, n, f"blk.{layer}.attn_kv_a_mqa")
-            latent = rms_named(m, both[:, :LATENT], f"blk.{layer}.attn_kv_a_norm")
-            up = heads(linear(m, latent, f"blk.{layer}.attn_kv_b"), HEADS)
-            shared = np.repeat(both[:, None, LATENT:], HEADS, axis=1)
-            k = np.concatenate([up[:, :, :PLAIN], shared], axis=2)
-            q, k = (rotate(x, turn, interleaved=True, start=PLAIN) for x in (q, k))
-            a = attend(q, k, up[:, :, PLAIN:], scale=scale)
-            h = h + linear(m, a, f"blk.{layer}.attn_output")
-            n = rms_named(m, h, f"blk.{layer}.ffn_norm")
-            h = h + (mlp(m, n, layer) if layer == 0 else moe(m, n, layer))
+            h = block(m, h, layer)
         return rms_named(m, h, "output_norm") @ m.w("output.weight").T
 
     check(deepseek(absorbed=absorbed, yarn=yarn), expected)

@@ -115,6 +115,7 @@ def test_tensors_that_nothing_reads_are_listed() -> None:
     read = m.read()
     assert read.unused_tensors == ("blk.3.nextn.eh_proj.weight",)
     assert read.graph.n_layers == LAYERS
+    assert read.prediction is None
 
 
 def test_a_scale_beside_a_matrix_is_not_ignored() -> None:

@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from engine.gguf import GGUFFile
+from engine.tokenizer.vocabulary import read_vocabulary
+from tests.drafts.predicting_files import rigged_glm, write
+
 from .conftest import Realm
 
 GREEDY = ("--temperature", "0", "--device", "numpy", "--ignore-eos", "--max-tokens", 30)
@@ -28,6 +32,21 @@ def test_greedy_answers_are_the_same(realm: Realm, tiny_model: Path, draft: Path
     assert timings["drafted_tokens"] > 0
 
 
+def test_a_layer_of_the_models_own_guesses(realm: Realm, tiny_model: Path, tmp_path: Path) -> None:
+    """It knows what follows, so all its guesses are accepted; bench measures it too."""
+    with GGUFFile.open(tiny_model) as file:
+        n_vocab = len(read_vocabulary(file).tokens)
+    model = write(tmp_path / "rigged.gguf", tiny_model, rigged_glm(n_vocab, from_rows=True)[0])
+    generate = ("generate", "--model", model, "--prompt-tokens", "1,2,3", *GREEDY, "--json")
+    plain, guessed = realm(*generate).json, realm(*generate, "--mtp").json
+    assert guessed["tokens"] == plain["tokens"]
+    timings = guessed["timings"]
+    assert timings["drafted_tokens"] == timings["accepted_tokens"] > 0
+    assert realm(*generate, "--draft", model).json["timings"]["accepted_tokens"] > 0
+    bench = realm("bench", "--model", model, "--device", "numpy", "-n", 8, "-r", 1, "--mtp")
+    assert "guessed by its own layer" in bench.out
+
+
 def test_a_person_is_told_what_came_of_it(realm: Realm, tiny_model: Path, draft: Path) -> None:
     result = realm("run", tiny_model, "hello", *GREEDY, "--draft", draft)
     assert result.code == 0
@@ -38,6 +57,8 @@ def test_a_person_is_told_what_came_of_it(realm: Realm, tiny_model: Path, draft:
     ("options", "sentence"),
     [
         (("--draft", "DRAFT", "--ngram"), "two ways of guessing"),
+        (("--mtp", "--ngram"), "--mtp and --ngram are two ways of guessing"),
+        (("--mtp",), "carries no whole layer that predicts further tokens"),
         (("--draft-k", 3), "nothing guesses"),
         (("--ngram", "--draft-k", 0), "draft_k is 0"),
         (("--draft", "nothing.gguf"), "There is no model file nothing.gguf"),

@@ -21,7 +21,7 @@ from engine.backends.numpy_backend.attention import Positions, attention, short_
 from engine.backends.numpy_backend.experts import Assignment, add_low_rank, expert_linear, expert_sum, route
 from engine.backends.numpy_backend.rows import activate, gate, join, layer_norm, rms_norm
 from engine.backends.numpy_backend.weights import BLOCK_VALUES, Weights, product
-from engine.batch import KV_BLOCK, Batch, MemoryUse, Progress, step_rows
+from engine.batch import KV_BLOCK, Batch, LoadedModel, MemoryUse, Progress, step_rows
 from engine.gguf import GGUFFile
 from engine.graph import (
     Activate,
@@ -96,23 +96,35 @@ class NumpyModel:
         progress: Progress,
         cancelled: Callable[[], bool],
         plan_only: bool = False,
+        beside: LoadedModel | None = None,
     ) -> None:
-        """plan_only: nothing is expanded; of the model only memory() serves."""
+        """plan_only: nothing is expanded; of the model only memory() serves.
+
+        beside: another model of the same file, whose weights serve this one too as far as they are kept.
+        """
         self.device = device
         self.n_vocab = graph.n_vocab
         self.n_blocks = n_blocks
         self.max_rows = step_rows(graph, n_blocks, 256)
         self.hidden_width = graph.hidden.width if graph.hidden else 0
+        self.kept_width = graph.kept.width if graph.kept else 0
+        self._kept = np.empty((0, self.kept_width), np.float32)
         self._graph = graph
         self._kv_type = kv_type
         self._adapters: dict[int, BoundAdapter] = {}
         self._n_adapters = 0  # ever added
         shares = _shares_read(graph)
-        self._weights = Weights(
-            file, shares, budget_bytes=budget_bytes, progress=progress, cancelled=cancelled, plan_only=plan_only
+        self.weights: Weights = Weights(
+            file,
+            shares,
+            budget_bytes=budget_bytes,
+            progress=progress,
+            cancelled=cancelled,
+            plan_only=plan_only,
+            lent=beside.weights if isinstance(beside, NumpyModel) else None,
         )
         self.weight_bytes_per_token = int(
-            sum(share * weight.rows * self._weights.row_bytes(weight) for weight, share in shares.items())
+            sum(share * weight.rows * self.weights.row_bytes(weight) for weight, share in shares.items())
         )
         # float32 pages that nobody touched cost nothing: the operating system hands them out on first use
         self._caches = [
@@ -171,13 +183,13 @@ class NumpyModel:
         kv = sum(keys.nbytes + values.nbytes for keys, values in self._caches)
         widest = max(op.out.width for op in self._graph.operations if op.out != self._graph.logits)
         scratch = 4 * BLOCK_VALUES + 4 * self.max_rows * widest + 4 * LOGIT_ROWS * self._graph.logits.width
-        return MemoryUse(self._weights.nbytes, kv, scratch, self._weights.streamed_bytes)
+        return MemoryUse(self.weights.nbytes, kv, scratch, self.weights.streamed_bytes)
 
     def read_bandwidth(self) -> float | None:
         return None
 
     def close(self) -> None:
-        self._weights.clear()
+        self.weights.clear()
         self._caches.clear()
         self._plan.clear()
         self._adapters.clear()
@@ -199,12 +211,19 @@ class NumpyModel:
                 values[out] = run(step)
                 for value in done:
                     values[value] = None
+        if self._graph.kept is not None:
+            self._kept = step[self._graph.kept]
         if not len(batch.logit_rows):
             return np.empty((0, result.width), np.float32)
         return step[result]
 
+    def kept(self) -> Array:
+        return self._kept
+
     def _last_uses(self) -> list[list[int]]:
         last = {value.id: i for i, op in enumerate(self._graph.operations) for value in inputs(op)}
+        if self._graph.kept is not None:
+            last.pop(self._graph.kept.id, None)
         done: list[list[int]] = [[] for _ in self._graph.operations]
         for value, i in last.items():
             done[i].append(value)
@@ -212,7 +231,7 @@ class NumpyModel:
 
     def _compile(self, op: Operation) -> Run:
         """An operation as a function of the step, all that does not change between steps looked up."""
-        weights = self._weights
+        weights = self.weights
 
         def optional(weight: Weight | None) -> Array | None:
             return None if weight is None else weights.vector(weight)
@@ -305,7 +324,7 @@ class NumpyModel:
                     yield slice(part.first, part.last), low, np.float32(strength * low.scale)
 
     def _embed(self, op: Embed) -> Run:
-        weights, table, scale = self._weights, op.table, np.float32(op.scale)
+        weights, table, scale = self.weights, op.table, np.float32(op.scale)
         match op.index:
             case Index.POSITIONS:
                 return lambda s: weights.take(table, s.batch.positions) * scale
@@ -316,7 +335,7 @@ class NumpyModel:
         return lambda s: weights.take(table, s.batch.tokens) * scale
 
     def _linear(self, op: Linear) -> Run:
-        weights, x, weight, heads = self._weights, op.x, op.weight, op.heads
+        weights, x, weight, heads = self.weights, op.x, op.weight, op.heads
         bias = None if op.bias is None else weights.vector(op.bias)
         scale = np.float32(op.scale)
         if bias is None and scale == 1 and heads == 1:

@@ -30,8 +30,12 @@ class Weights:
         progress: Progress,
         cancelled: Callable[[], bool],
         plan_only: bool = False,
+        lent: Weights | None = None,
     ) -> None:
-        """shares: the part of a weight's rows that a step of one row reads. plan_only: nothing but nbytes serves."""
+        """shares: the part of a weight's rows that a step of one row reads. plan_only: nothing but nbytes serves.
+
+        lent: those of another model of the same file, which need not be kept twice.
+        """
         self._file = file
         self._tensors: dict[str, Array] = {}
         self._kept: dict[Weight, Array] = {}
@@ -44,6 +48,8 @@ class Weights:
             progress("weights", i / len(order), weight.name)
             info = file.tensors[weight.name]
             size = 4 * info.n_values
+            if lent is not None and weight.name in lent._tensors:
+                self._tensors.setdefault(weight.name, lent._tensors[weight.name])
             if weight.name not in self._tensors:
                 if weight.rows > 1 and size > budget_bytes:
                     self._left_out[weight.name] = info.nbytes

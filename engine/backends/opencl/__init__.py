@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from engine.api import DeviceInfo
-from engine.batch import PartModel, Progress
+from engine.batch import LoadedModel, PartModel, Progress
 from engine.errors import OutOfMemoryError
 from engine.gguf import GGUFFile
 from engine.graph import Graph
@@ -29,12 +29,15 @@ def load(
     cancelled: Callable[[], bool],
     plan_only: bool = False,
     weight_budget: int | None = None,
+    beside: LoadedModel | None = None,
 ) -> PartModel:
     """Puts a model onto an OpenCL device. Raises DeviceError and UnsupportedModelError.
 
     plan_only: nothing is allocated; of the model only memory() serves.
     weight_budget: bytes that weights may take, the rest being read from the file in every step; on CPUs only, others
         raise OutOfMemoryError.
+    beside: another model of the same file, whose weights serve this one too where they are on the device; it has to be
+        closed after this one.
     """
     from engine.backends.opencl.platforms import devices
 
@@ -53,6 +56,7 @@ def load(
             progress=progress,
             cancelled=cancelled,
             plan_only=plan_only,
+            lent=beside.weights if isinstance(beside, GpuModel) else None,
         )
     from engine.backends.opencl.model import OpenCLModel
 
@@ -66,6 +70,7 @@ def load(
         cancelled=cancelled,
         plan_only=plan_only,
         weight_budget=weight_budget,
+        lent=beside.weights if isinstance(beside, OpenCLModel) else None,
     )
 
 

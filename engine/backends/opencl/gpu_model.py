@@ -6,7 +6,7 @@ Nothing is waited for but the logits: a prefill chunk that wants none is left to
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,8 +59,12 @@ class GpuModel:
         progress: Progress,
         cancelled: Callable[[], bool],
         plan_only: bool = False,
+        lent: DeviceWeights | None = None,
     ) -> None:
-        """plan_only: nothing is allocated; of the model only memory() serves."""
+        """plan_only: nothing is allocated; of the model only memory() serves.
+
+        lent: weights of another model of the same file on this device.
+        """
         import pyopencl as cl
 
         self.device = device
@@ -68,20 +72,23 @@ class GpuModel:
         self.n_vocab = graph.n_vocab
         self.n_blocks = n_blocks
         self.hidden_width = graph.hidden.width if graph.hidden else 0
+        self.kept_width = graph.kept.width if graph.kept else 0
+        self._earlier: list[NDArray[np.float32]] = []  # rows kept of the parts of a step that ran before the last
+        self._n_rows = 0
         self._causal, self._ends_hidden = graph.causal, graph.ends_hidden
         self._bandwidth: float | None = None
         self._turn = 0  # which of two inputs the next step writes
         self._buffers: list[Any] = []
         self._whole: WholeSteps | None = None
         self._top: TopFinder | None = None
-        self._weights = DeviceWeights(file, self._on, graph, on_gpu=True)
-        names = self._weights.format_names()
+        self.weights = DeviceWeights(file, self._on, graph, on_gpu=True, lent=lent)
+        names = self.weights.format_names()
         is_float = {name: FORMATS[name].is_float for name in names}
         self._kv_type = kv_type
         self._program = lower(
-            graph, self._weights.types, is_float, self._on.workers, kv_type, own_queries=kv_type != "f16"
+            graph, self.weights.types, is_float, self._on.workers, kv_type, own_queries=kv_type != "f16"
         )
-        self.weight_bytes_per_token = self._weights.bytes_per_token(graph)
+        self.weight_bytes_per_token = self.weights.bytes_per_token(graph)
         self._adapters = GpuAdapters(self._program, self._on.queue, self._rebind_adapters)
         self._shapes = _head_shapes(self._program)
         self._tile_rows = min((shape.tile_rows for shape in self._shapes), default=1)
@@ -98,7 +105,7 @@ class GpuModel:
             progress("compiling", 0.0, ", ".join(names))
             self._compile(names)
             progress("compiling", 1.0, ", ".join(names))
-            self._weights.load(progress, cancelled)
+            self.weights.load(progress, cancelled)
             self._plan = self._allocate()
             if not self._on.is_cpu:  # where one work-group has nobody to wait for
                 self._try_whole_step()
@@ -160,13 +167,13 @@ class GpuModel:
     def memory(self) -> MemoryUse:
         sizes = self._sizes
         scratch = sum(size for what, size in sizes.items() if what != "cache")
-        return MemoryUse(self._weights.total_bytes + self._adapters.n_bytes, sizes["cache"], scratch)
+        return MemoryUse(self.weights.total_bytes + self._adapters.n_bytes, sizes["cache"], scratch)
 
     def read_bandwidth(self) -> float | None:
         return self._bandwidth
 
     def close(self) -> None:
-        self._weights.close()
+        self.weights.close()
         self._adapters.close()
         for buffer in self._buffers:
             buffer.release()
@@ -177,10 +184,33 @@ class GpuModel:
             return self._forward(batch, given)
         most = self.max_rows if self._ends_hidden else MAX_LOGIT_ROWS
         parts = [part for some in split_logit_rows(batch, most) for part in split_slots(some)]
+        turns = zip(self._in_turn(parts), given_to_parts(parts, given), strict=True)
         if len(parts) == 1:
-            return self._forward(batch, given)
-        rows = given_to_parts(parts, given)
-        return np.concatenate([self._forward(part, own).copy() for part, own in zip(parts, rows, strict=True)])
+            return self._forward(*next(turns))
+        return np.concatenate([self._forward(part, own).copy() for part, own in turns])
+
+    def _in_turn(self, parts: list[Batch]) -> Iterator[Batch]:
+        """The parts of a step, each to be run before the next comes."""
+        self._earlier = []
+        for index, part in enumerate(parts):
+            if index and self.kept_width:
+                self._earlier.append(self._last_kept())
+            yield part
+
+    def kept(self) -> NDArray[np.float32]:
+        return np.concatenate([*self._earlier, self._last_kept()])
+
+    def _last_kept(self) -> NDArray[np.float32]:
+        import pyopencl as cl
+
+        assert self._program.kept
+        rows = np.empty((self._n_rows, self.kept_width), np.float32)
+        try:
+            offset = self._program.kept.offset * self.max_rows
+            cl.enqueue_copy(self._on.queue, rows, self._scratch, src_offset=offset, is_blocking=True)
+        except cl.Error as error:
+            raise _device_error(error) from error
+        return rows
 
     def _forward(self, batch: Batch, given: NDArray[np.float32] | None) -> NDArray[np.float32]:
         return self._run(batch, self._logits[: len(batch.logit_rows)], self._logits_buffer, 0, given)
@@ -194,7 +224,7 @@ class GpuModel:
 
         assert self._top
         nothing, found = np.empty(0, np.float32), []
-        for part in (part for some in split_logit_rows(batch, MAX_LOGIT_ROWS) for part in split_slots(some)):
+        for part in self._in_turn([p for some in split_logit_rows(batch, MAX_LOGIT_ROWS) for p in split_slots(some)]):
             self._run(part, nothing, None, 0, None)
             try:
                 rows = len(part.logit_rows)
@@ -260,6 +290,7 @@ class GpuModel:
                 queue.flush()
         except cl.Error as error:
             raise _device_error(error) from error
+        self._n_rows = len(batch.tokens)
         return out
 
     def _plan_memory(self, rows: int) -> None:
@@ -283,7 +314,7 @@ class GpuModel:
                 "top": 0 if self._ends_hidden else top_bytes(self._program.logit_bytes_per_row // 4, logit_rows),
                 "input": 4 * input_words(rows, self.n_blocks, self._program.ropes, logit_rows),
             }
-            together = self._weights.total_bytes + STAGING_BYTES + sum(self._sizes.values())
+            together = self.weights.total_bytes + STAGING_BYTES + sum(self._sizes.values())
             fits = self._sizes["scratch"] <= limit and together <= total
             if fits or rows <= LEAST_ROWS:
                 break
@@ -360,8 +391,7 @@ class GpuModel:
             if isinstance(place, Cache):
                 return self._caches[place], 0
             if isinstance(place, Weight):
-                index, offset = self._weights.place[place]
-                return self._weights.buffers[index], offset
+                return self.weights.located(place)
             return (scratch, -1) if place is None else (partials, 0)
 
         plan = Plan(
@@ -377,7 +407,7 @@ class GpuModel:
         if self._work.kernels.step:
             table = step_table(
                 self._program,
-                types=self._weights.format_names(),
+                types=self.weights.format_names(),
                 shapes=self._shapes,
                 slices=lambda step: plan.slices([step]),
                 address=addresses(self._on, self._kernels, locate),
@@ -417,7 +447,7 @@ class GpuModel:
         memory = self.memory()
         free = int(handle.global_mem_size) - memory.weight_bytes - memory.kv_bytes - memory.scratch_bytes
         at_least = min(64 << 20 if self._on.is_cpu else MEASURED_BYTES, int(handle.max_mem_alloc_size), free // 2)
-        source, size = max(zip(self._weights.buffers, self._weights.sizes, strict=True), key=lambda b: b[1])
+        source, size = max(zip(self.weights.buffers, self.weights.sizes, strict=True), key=lambda b: b[1])
         temporary = None
         if size < at_least:
             temporary = cl.Buffer(self._on.context, cl.mem_flags.READ_WRITE, at_least)

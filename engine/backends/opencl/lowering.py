@@ -152,7 +152,8 @@ class Program:
     """Phases of steps. cache_bytes: bytes of one position in the cache of (layer, what).
 
     hidden: where Graph.hidden is after the first hidden_phases phases, if the graph has it.
-    causal: of the graph. given: where the rows go that a step is given, if it begins with such.
+    causal: of the graph. given: where the rows go that a step is given, if its graph has an Input.
+    kept: where Graph.kept is after a step, if the graph has it.
     top: where the largest logits go when they are asked for; rows are the logits'. None for an encoder.
     sites: where adapters can act; steps name them by their number. lora_slots: most products of one phase. The phases
     that begin with a step of the kind "lora" have nothing to do where no adapters act.
@@ -167,6 +168,7 @@ class Program:
     hidden_phases: int = 0
     causal: bool = True
     given: Buffer | None = None
+    kept: Buffer | None = None
     attentions: list[Attention] = field(default_factory=list)
     cache_bytes: dict[Cache, int] = field(default_factory=dict)
     sites: list[Site] = field(default_factory=list)
@@ -274,6 +276,7 @@ class _Lowering:
             ends[0] if ends else 0,
             self.graph.causal,
             self.given,
+            self.floats[self.graph.kept.id] if self.graph.kept else None,
             attentions,
             self.cache_bytes,
             sites,
@@ -369,7 +372,8 @@ class _Lowering:
         rows = {self._int8_columns(user, out) for user in self.users.get(out.id, [])}
         wanted = step.k if step.k in rows and step.heads == 1 else 0
         quantised = self.quantised.setdefault((out.id, wanted), Buffer(prepared_bytes(wanted))) if wanted else None
-        plain = self._float(out) if rows != {wanted} or not wanted or out == self.graph.hidden else None
+        read_later = out in (self.graph.hidden, self.graph.kept)
+        plain = self._float(out) if rows != {wanted} or not wanted or read_later else None
         self._emit(replace(step, places=(self.floats[x.id], second, quantised, plain, bias)))
 
     def _int8_columns(self, user: Operation, value: Value) -> int:
@@ -564,6 +568,8 @@ class _Lowering:
         for buffer in self.sorted.values():
             # a work-group that fell behind still counts the chunks of phases that others have finished long ago
             dies[buffer] = len(self.phases)
+        if self.graph.kept:
+            dies[self.floats[self.graph.kept.id]] = len(self.phases)
         placed: list[Buffer] = []
         for buffer in sorted(born, key=lambda b: (born[b], -b.row_bytes)):
             if buffer is logits:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -104,10 +104,12 @@ class OpenCLModel:
         cancelled: Callable[[], bool],
         plan_only: bool = False,
         weight_budget: int | None = None,
+        lent: DeviceWeights | None = None,
     ) -> None:
         """plan_only: nothing is allocated; of the model only memory() serves.
 
         weight_budget: bytes that weights may take; what does not fit is read from the file in every step.
+        lent: weights of another model of the same file on this device.
         """
         import pyopencl as cl
 
@@ -119,11 +121,14 @@ class OpenCLModel:
         self.hidden_width = graph.hidden.width if graph.hidden else 0
         self._bandwidth: float | None = None
         self._buffers: list[Any] = []
-        self._weights = DeviceWeights(file, self._on, graph)
-        is_float = {name: FORMATS[name].is_float for name in self._weights.format_names()}
-        self._program = lower(graph, self._weights.types, is_float, self._on.workers, kv_type)
-        self._parts = self._weights.stream(self._program.phases, weight_budget)
+        self.weights = DeviceWeights(file, self._on, graph, lent=lent)
+        is_float = {name: FORMATS[name].is_float for name in self.weights.format_names()}
+        self._program = lower(graph, self.weights.types, is_float, self._on.workers, kv_type)
+        self._parts = self.weights.stream(self._program.phases, weight_budget)
         self._ends_hidden = graph.ends_hidden
+        self.kept_width = graph.kept.width if graph.kept else 0
+        self._earlier: list[NDArray[np.float32]] = []  # rows kept of the parts of a step that ran before the last
+        self._n_rows = 0
         self._max_logit_rows = self.max_rows if graph.ends_hidden else MAX_LOGIT_ROWS
         if len(self._program.ropes) > MAX_ROPES:
             raise UnsupportedModelError(
@@ -133,13 +138,13 @@ class OpenCLModel:
             )
         attentions = self._program.attentions
         widest = max((padded32(max(op.head_width, op.v_head_width)) for op in attentions), default=32)
-        self.weight_bytes_per_token = self._weights.bytes_per_token(graph)
+        self.weight_bytes_per_token = self.weights.bytes_per_token(graph)
         self._adapters: DeviceAdapters | None = None
         self._plan_memory()
         if plan_only:
             return
         try:
-            names = self._weights.format_names()
+            names = self.weights.format_names()
             progress("compiling", 0.0, ", ".join(names))
             program = self._on.build(step_source(names, self._on.relax, widest, kv_type))
             self._whole, self._to_hidden = (
@@ -148,7 +153,7 @@ class OpenCLModel:
             self._tools = self._on.build(_TOOLS)
             self._adapters = DeviceAdapters(self._program, self._on)
             progress("compiling", 1.0, ", ".join(names))
-            self._weights.load(progress, cancelled)
+            self.weights.load(progress, cancelled)
             self._allocate()
             self._set_up(names)
             if not cancelled():
@@ -210,15 +215,15 @@ class OpenCLModel:
     def memory(self) -> MemoryUse:
         scratch = self._program.scratch_bytes_per_row * self.max_rows
         scratch += self._program.logit_bytes_per_row * self._max_logit_rows
-        weights = self._weights.total_bytes + (self._adapters.n_bytes if self._adapters else 0)
+        weights = self.weights.total_bytes + (self._adapters.n_bytes if self._adapters else 0)
         scratch += self._partial_bytes + 4 * self._in_words
-        return MemoryUse(weights, self._kv_bytes, scratch, self._weights.streamed_bytes)
+        return MemoryUse(weights, self._kv_bytes, scratch, self.weights.streamed_bytes)
 
     def read_bandwidth(self) -> float | None:
         return self._bandwidth
 
     def close(self) -> None:
-        self._weights.close()
+        self.weights.close()
         if self._adapters:
             self._adapters.close()
         for buffer in self._buffers:
@@ -228,10 +233,28 @@ class OpenCLModel:
 
     def forward(self, batch: Batch, given: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         parts = split_logit_rows(batch, self._max_logit_rows)
-        if len(parts) == 1:
-            return self._forward(batch, given)
         rows = given_to_parts(parts, given)
-        return np.concatenate([self._forward(part, own).copy() for part, own in zip(parts, rows, strict=True)])
+        turns = zip(self._in_turn(parts), rows, strict=True)
+        if len(parts) == 1:
+            return self._forward(*next(turns))
+        return np.concatenate([self._forward(part, own).copy() for part, own in turns])
+
+    def _in_turn(self, parts: list[Batch]) -> Iterator[Batch]:
+        """The parts of a step, each to be run before the next comes."""
+        self._earlier = []
+        for index, part in enumerate(parts):
+            if index and self.kept_width:
+                self._earlier.append(self._last_kept().copy())
+            yield part
+
+    def kept(self) -> NDArray[np.float32]:
+        last = self._last_kept()
+        return np.concatenate([*self._earlier, last]) if self._earlier else last
+
+    def _last_kept(self) -> NDArray[np.float32]:
+        assert self._program.kept
+        begin = self._program.kept.offset * self.max_rows // 4
+        return self._scratch_floats[begin : begin + self._n_rows * self.kept_width].reshape(-1, self.kept_width)
 
     def _forward(self, batch: Batch, given: NDArray[np.float32] | None) -> NDArray[np.float32]:
         self._run(batch, self._whole, given)
@@ -246,7 +269,7 @@ class OpenCLModel:
         count = min(count, among)
         begin = self._program.top.offset * self.max_rows // 4
         found: list[TopLogits] = []
-        for part in split_logit_rows(batch, self._max_logit_rows):
+        for part in self._in_turn(split_logit_rows(batch, self._max_logit_rows)):
             self._run(part, self._whole, None, (count, among))
             words = len(part.logit_rows) * TOP.itemsize // 4
             rows = self._scratch_floats[begin : begin + words].view(TOP)
@@ -281,12 +304,13 @@ class OpenCLModel:
             self._scratch_floats[at : at + given.size] = given.ravel()
         try:
             for part in range(step.n_parts):
-                self._weights.bring(part)
+                self.weights.bring(part)
                 cl.enqueue_nd_range_kernel(self._on.queue, step.kernels[part], (4 * self._on.workers,), (1,))
             self._on.queue.finish()
         except cl.Error as error:
             raise _device_error(error) from error
         step.parity = 1 - step.parity
+        self._n_rows = len(batch.tokens)
 
     def _fill_input(self, batch: Batch, parity: int) -> None:
         """Writes the step's input."""
@@ -359,7 +383,7 @@ class OpenCLModel:
         import pyopencl as cl
 
         queue, context = self._on.queue, self._on.context
-        weight_bases = [self._address(b) for b in self._weights.buffers]
+        weight_bases = {id(b): self._address(b) for b in self.weights.in_use}
         cache_bases = {key: self._address(b) for key, b in self._caches.items()}
         partials, scratch, logits = (self._address(b) for b in (self._partials, self._scratch, self._logits_buffer))
 
@@ -371,8 +395,8 @@ class OpenCLModel:
             if isinstance(place, Cache):
                 return cache_bases[place]
             if isinstance(place, Weight):
-                index, offset = self._weights.place[place]
-                return weight_bases[index] + offset
+                buffer, offset = self.weights.located(place)
+                return weight_bases[id(buffer)] + offset
             return partials
 
         steps: list[Step] = [step for phase in self._program.phases for step in phase]
@@ -418,7 +442,7 @@ class OpenCLModel:
         import pyopencl as cl
 
         at_least = 64 << 20
-        source, size = max(zip(self._weights.buffers, self._weights.sizes, strict=True), key=lambda b: b[1])
+        source, size = max(zip(self.weights.buffers, self.weights.sizes, strict=True), key=lambda b: b[1])
         temporary = None
         if size < at_least:
             temporary = allocate_buffer(self._on, at_least)

@@ -31,13 +31,27 @@ class DeviceWeights:
     place: weight -> (buffer index, offset).
     """
 
-    def __init__(self, file: GGUFFile, device: Device, graph: Graph, *, on_gpu: bool = False) -> None:
+    def __init__(
+        self,
+        file: GGUFFile,
+        device: Device,
+        graph: Graph,
+        *,
+        on_gpu: bool = False,
+        lent: DeviceWeights | None = None,
+    ) -> None:
+        """lent: those of another model of the same file on the same device; they have to be closed later."""
         self.file = file
         self.on_gpu = on_gpu
         self.device = device
-        self.weights = weights = graph.weights()
         self.matrices = _matrices(graph)
-        self.types = {w.name: self._type(w) for w in weights}
+        everything = graph.weights()
+        self._lent: dict[Weight, tuple[Any, int]] = {}
+        if lent is not None:
+            same = (w for w in everything if w in lent.place and (w in lent.matrices) == (w in self.matrices))
+            self._lent = {w: lent.located(w) for w in same if w not in lent.streamed}
+        self.weights = weights = [w for w in everything if w not in self._lent]
+        self.types = {w.name: self._type(w) for w in everything}
         self.place: dict[Weight, tuple[int, int]] = {}
         self.buffers: list[Any] = []
         self.sizes: list[int] = []
@@ -53,7 +67,7 @@ class DeviceWeights:
         """
         if budget is not None:
             budget -= STAGING_BYTES
-        movable = self.matrices - self._tables
+        movable = (self.matrices - self._tables) & set(self.weights)
         self._streaming = cut_program(phases, self.weights, movable, self._bytes, budget)
         moved = self._streaming.weights
         if moved:
@@ -62,6 +76,22 @@ class DeviceWeights:
                 self.place.update({weight: (len(self.sizes), offset) for weight, offset in part.weights.items()})
             self.sizes.append(self._streaming.slot_bytes)
         return self._streaming.parts
+
+    @property
+    def streamed(self) -> set[Weight]:
+        return self._streaming.weights
+
+    @property
+    def in_use(self) -> list[Any]:
+        """The buffers that `located` names."""
+        return [*self.buffers, *{id(buffer): buffer for buffer, _ in self._lent.values()}.values()]
+
+    def located(self, weight: Weight) -> tuple[Any, int]:
+        """The buffer that a weight is in, once they are loaded, and where in it."""
+        if weight in self._lent:
+            return self._lent[weight]
+        index, offset = self.place[weight]
+        return self.buffers[index], offset
 
     @property
     def streamed_bytes(self) -> int:
