@@ -86,7 +86,9 @@ static int count_chunks(const __global Op *op, const __global int *in)
         return rows ? *(const __global int *)op->p[5] * ((op->n / 16 + op->chunk - 1) / op->chunk) : 0;
     case OP_PREPARE:
         return rows * op->heads;
-    case OP_LORA:
+    case OP_LORA: // for a stack of experts: for each one in use
+        if (op->experts)
+            return rows && LORA_UNITS(op) ? *(const __global int *)op->p[1] * op->used : 0;
         return LORA_UNITS(op) * op->used * lora_parts(LORA_UNITS(op), op->used, rows);
     case OP_TOP:
         return in[IN_TOP] ? rows : 0;
@@ -181,12 +183,33 @@ static void prepare_chunk(const __global Op *op, const __global int *in, int c)
                 op->p[3] ? FLOATS(op->p[3]) + (long)c * op->k : 0);
 }
 
-// p: x; the `used` products of the next phase, sites from `site` on, read rows of k numbers from it; how: as float32
+// What is sorted of the `which`-th expert in use; used: experts of a row
+static LoraEntries lora_entries(const __global Op *op, const __global int *sorted, int which, int used)
+{
+    LoraEntries e;
+    const int begin = SORTED_BEGINS(sorted, op->experts)[which];
+    e.expert = SORTED_NUMBERS(sorted)[which];
+    e.count = SORTED_BEGINS(sorted, op->experts)[which + 1] - begin;
+    e.used = used;
+    e.entries = SORTED_ENTRIES(sorted, op->experts) + begin;
+    return e;
+}
+
+// p: x, sorted; the `used` products of the next phase, sites from `site` on, read rows of k numbers from it; how: as
+// float32; experts, shared: as for them; groups_used: the experts of a row
 static void lora_chunk(const __global Op *op, const __global int *in, int rows, int c)
 {
-    const int parts = lora_parts(LORA_UNITS(op), op->used, rows), part = c % parts, slot = c / parts % op->used;
-    const __global LoraUnit *unit = lora_units(in, AT_LORA_UNITS(op), c / parts / op->used);
     const long stride = op->how ? 4L * op->k : prepared_bytes(op->k);
+    const int at = AT_LORA_UNITS(op), units = LORA_UNITS(op);
+    if (op->experts) {
+        const int slot = c % op->used;
+        const LoraEntries e = lora_entries(op, (const __global int *)op->p[1], c / op->used, op->groups_used);
+        lora_experts_down(in, at, units, op->site + slot, slot, &e, (const __global char *)op->p[0], stride, op->how,
+                          op->k, op->shared);
+        return;
+    }
+    const int parts = lora_parts(units, op->used, rows), part = c % parts, slot = c / parts % op->used;
+    const __global LoraUnit *unit = lora_units(in, at, c / parts / op->used);
     lora_down(unit, lora_site(unit, op->site + slot), slot, part, parts,
               (const __global char *)op->p[0], stride, op->how, op->k);
 }
@@ -207,7 +230,7 @@ static void wait_for_lora(const LoraChunks *lora)
 // Where the matrices A of one unit lie that a phase beginning with `op` reads.
 static void lora_ahead(const __global Op *op, const __global int *in, const __global uchar **from, const __global uchar **to)
 {
-    if (op->kind != OP_LORA || !LORA_UNITS(op))
+    if (op->kind != OP_LORA || op->experts || !LORA_UNITS(op))
         return;
     const __global LoraSite *site = lora_site(lora_units(in, AT_LORA_UNITS(op), 0), op->site);
     *from = (const __global uchar *)site->a;
@@ -248,8 +271,8 @@ static void matmul_chunk(const __global Op *op, const __global int *in, int rows
     }
 }
 
-// p: weights, x, out, bias, -, sorted; n outputs of each of `experts` matrices
-static void experts_chunk(const __global Op *op, int c)
+// p: weights, x, out, bias, -, sorted; n outputs of each of `experts` matrices; start: which of the phase's products
+static void experts_chunk(const __global Op *op, const __global int *in, int c, const LoraChunks *lora)
 {
     const __global int *sorted = (const __global int *)op->p[5];
     const int groups = op->n / 16, chunks = (groups + op->chunk - 1) / op->chunk, which = c / chunks;
@@ -271,8 +294,13 @@ static void experts_chunk(const __global Op *op, int c)
     p.entries = SORTED_ENTRIES(sorted, op->experts) + begin;
     p.used = op->used;
     p.shared = op->shared;
-    const int first = c % chunks * op->chunk;
-    matmul_rows(op->type, BYTES(op->p[0]), expert * groups + first, expert * groups + min(first + op->chunk, groups), &p);
+    const int first = c % chunks * op->chunk, last = min(first + op->chunk, groups);
+    matmul_rows(op->type, BYTES(op->p[0]), expert * groups + first, expert * groups + last, &p);
+    if (LORA_UNITS(op)) {
+        const LoraEntries e = lora_entries(op, sorted, which, op->used);
+        wait_for_lora(lora);
+        lora_experts_up(in, AT_LORA_UNITS(op), LORA_UNITS(op), op->site, op->start, &e, first, last, op->n, p.out);
+    }
 }
 
 static void run_chunk(const __global Op *op, const __global int *in, int c, const LoraChunks *lora)
@@ -341,7 +369,7 @@ static void run_chunk(const __global Op *op, const __global int *in, int c, cons
         sort_by_expert(FLOATS(op->p[0]), rows, op->experts, op->used, (__global int *)op->p[1]);
         break;
     case OP_EXPERTS:
-        experts_chunk(op, c);
+        experts_chunk(op, in, c, lora);
         break;
     case OP_EXPERT_SUM: { // p: x, route, out
         const __global float *route = FLOATS(op->p[1]) + (long)c * 2 * op->used + op->used;

@@ -24,7 +24,7 @@ from tests.adapters.running import Running
 from tests.adapters.writer import write_gguf, write_gguf_adapter, write_peft
 from tests.backends.memory_file import MemoryFile, load
 
-EXECUTORS = ["numpy"]
+EXECUTORS = ["numpy", "opencl", "gpu"]
 EXPERTS, USED, ROWS, COLUMNS = 7, 3, 23, 96
 OUTPUTS = {"F32": 80, "Q8_0": 64}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -88,14 +88,23 @@ def pack(adapter: BoundAdapter, sites: Sequence[Site]) -> Packed:
         for i in phase:
             low = (adapter.embedding if sites[i].is_table else adapter.linear).get(sites[i].weight)
             if low is not None:
-                found.append((i, low, _power(low.a), _power(low.b)))
-        for i, low, down, _ in found:
-            a[i] = place(low.a, partial(_packed_a, low, down, sites[i].is_table))
-        for i, low, down, up in found:
-            b[i] = place(low.b, partial(_packed_b, low, up))
+                found.append((i, low, _flat(low), _power(low.a), _power(low.b)))
+        for i, low, flat, down, _ in found:
+            a[i] = place(low.a, partial(_packed_a, flat, down, sites[i].is_table))
+        for i, low, flat, down, up in found:
+            b[i] = place(low.b, partial(_packed_b, flat, up))
             ranks[i] = -(-low.rank // GROUP) * GROUP
             scales[i] = low.scale / (down * up)
     return Packed(np.concatenate(parts) if parts else np.zeros(64, np.uint8), a, b, ranks, scales)
+
+
+def _flat(low: LowRank) -> LowRank:
+    """Of a stack of experts one after the other, each with whole groups of ranks: as they lie on the device."""
+    if low.b.ndim == 2:
+        return low
+    missing = -low.rank % GROUP
+    a, b = np.pad(low.a, ((0, 0), (0, missing), (0, 0))), np.pad(low.b, ((0, 0), (0, 0), (0, missing)))
+    return replace(low, a=a.reshape(-1, a.shape[2]), b=b.reshape(-1, b.shape[2]))
 
 
 def _power(matrix: NDArray[np.float32]) -> float:
@@ -114,9 +123,9 @@ def _packed_a(low: LowRank, power: float, is_table: bool) -> NDArray[np.float16]
     rank = -(-low.rank // GROUP) * GROUP
     if is_table:
         return _padded(low.a, low.a.shape[0], rank, power)
-    columns = low.a.shape[1]
-    padded = _padded(low.a, rank, columns, power)
-    return np.ascontiguousarray(padded.reshape(rank // GROUP, GROUP, columns).swapaxes(1, 2))
+    groups, columns = -(-low.a.shape[0] // GROUP), low.a.shape[1]
+    padded = _padded(low.a, groups * GROUP, columns, power)
+    return np.ascontiguousarray(padded.reshape(groups, GROUP, columns).swapaxes(1, 2))
 
 
 def _packed_b(low: LowRank, power: float) -> NDArray[np.float16]:

@@ -53,7 +53,7 @@ class GpuAdapters:
         """moved: called whenever the buffers are others than before."""
         self._sites = program.sites
         downs = [step for phase in program.phases for step in phase if step.kind == "lora"]
-        self._t_per_rank = max((step.used * parts_of(step.k) for step in downs), default=1)
+        self._t_per_rank = max((step.used * step.groups_used * parts_of(step.k) for step in downs), default=1)
         self._queue = queue
         self._moved = moved
         self._held: dict[int, _Held] = {}

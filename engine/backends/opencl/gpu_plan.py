@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from engine.backends.opencl.adapters import UNIT_ROWS
 from engine.backends.opencl.formats import FORMATS, GROUP
 from engine.backends.opencl.gpu_adapters import parts_of
 from engine.backends.opencl.gpu_batch import LOGIT_ROWS_WORD, ROWS_WORD, Counts, LoraCounts
@@ -329,6 +330,8 @@ class Plan:
     def _bind_lora_down(self, step: Step, rows: str) -> Launch:
         adapters, t = self._adapters()
         form = ROWS_FLOAT if step.how else ROWS_HALF if rows == "mma" else ROWS_INTEGER
+        if step.experts:
+            return self._bind_expert_lora_down(step, form)
         kernel = self._new(
             "lora_down", self._in, int(step.logit_rows), _At(step.places[0]), form, step.k, step.site, step.used,
             adapters, t,
@@ -339,6 +342,8 @@ class Plan:
 
     def _bind_lora_up(self, site: list[Step]) -> Launch:
         first = site[0]
+        if first.experts:
+            return self._bind_expert_lora_up(first)
         matrices: list[Any] = []
         for i in range(MATRICES):
             step = site[min(i, len(site) - 1)]
@@ -348,6 +353,27 @@ class Plan:
         acting = _lora_of(first)
         across = sum(_rounded(step.n, LORA_OUTPUTS) for step in site)
         return Launch(kernel, across, (LORA_OUTPUTS, 1), lambda counts: acting(counts).chunks)
+
+    def _bind_expert_lora_down(self, step: Step, form: int) -> Launch:
+        x, sorted_ = step.places[:2]
+        kernel = self._new(
+            "expert_lora_down", self._in, int(step.logit_rows), _At(x), form, step.k, step.site, step.groups_used,
+            int(step.shared), _At(sorted_), *self._adapters(),
+        )  # fmt: skip
+        acting = _lora_of(step)
+        across = GROUP * step.used * parts_of(step.k)
+        entries = UNIT_ROWS * step.groups_used
+        return Launch(kernel, across, (GROUP, 8), lambda counts: acting(counts).units * acting(counts).groups * entries)
+
+    def _bind_expert_lora_up(self, step: Step) -> Launch:
+        kernel = self._new(
+            "expert_lora_up", self._in, int(step.logit_rows), step.k, step.n, step.site, step.start, step.used,
+            _At(step.places[5]), *self._adapters(), _At(step.places[2]),
+        )  # fmt: skip
+        acting = _lora_of(step)
+        entries = UNIT_ROWS * step.used
+        across = _rounded(step.n, LORA_OUTPUTS)
+        return Launch(kernel, across, (LORA_OUTPUTS, 1), lambda counts: acting(counts).chunks * entries)
 
     def _lora_embed(self, step: Step) -> list[Launch]:
         out = step.places[1]
@@ -402,6 +428,8 @@ def _sites(phase: list[Step]) -> list[list[Step]]:
     add to them comes after them."""
     if phase[0].kind == "embed" and phase[0].site >= 0:
         return [phase, [replace(phase[0], kind="lora_embed")]]
+    if phase[0].kind == "experts":
+        return [[step] for step in phase] + [[replace(step, kind="lora_up")] for step in phase]
     if phase[0].kind != "matmul":
         return [[step] for step in phase]
     alike: dict[tuple[Any, ...], list[Step]] = {}

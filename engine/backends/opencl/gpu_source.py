@@ -132,6 +132,7 @@ def simt_source(
         read("simt_cache.cl"),
         read("simt_lora.cl"),
         read("simt_experts.cl"),
+        read("simt_lora_experts.cl") if experts else "",
         read("simt_top.cl"),
         read("simt_arguments.cl"),
         read("simt_tensor.cl") if tensor_cores else "",

@@ -155,8 +155,9 @@ class Program:
     causal: of the graph. given: where the rows go that a step is given, if its graph has an Input.
     kept: where Graph.kept is after a step, if the graph has it.
     top: where the largest logits go when they are asked for; rows are the logits'. None for an encoder.
-    sites: where adapters can act; steps name them by their number. lora_slots: most products of one phase. The phases
-    that begin with a step of the kind "lora" have nothing to do where no adapters act.
+    sites: where adapters can act; steps name them by their number. lora_slots: most products that a row has in one
+    phase, of experts as many as it goes to. The phases that begin with a step of the kind "lora" have nothing to do
+    where no adapters act.
     """
 
     phases: list[list[Step]]
@@ -291,12 +292,10 @@ class _Lowering:
         slots = 1
         for phase in self.phases:
             first = phase[0]
-            if first.kind == "matmul" and all(step.heads == 1 for step in phase):
-                down = replace(
-                    first, kind="lora", places=(first.places[1],), site=len(sites), used=len(phase), scale=1.0
-                )
-                phases.append([down])
-                slots = max(slots, len(phase))
+            down = _lora_down(phase)
+            if down:
+                phases.append([replace(down, site=len(sites))])
+                slots = max(slots, down.used * down.groups_used)
                 phase = [replace(step, site=len(sites) + slot, start=slot) for slot, step in enumerate(phase)]
                 sites += [Site(step.places[0], len(phases)) for step in phase if isinstance(step.places[0], Weight)]
             elif first.kind == "embed" and first.table == INDICES[Index.TOKENS] and isinstance(first.places[0], Weight):
@@ -587,6 +586,17 @@ class _Lowering:
             placed.append(buffer)
         end = max(b.offset + -(-b.row_bytes // 64) * 64 for b in placed)
         return end, logits.row_bytes
+
+
+def _lora_down(phase: list[Step]) -> Step | None:
+    """What computes the adapters' Ax for the products of a phase, if these are such that adapters act on."""
+    first, count = phase[0], len(phase)
+    if first.kind == "matmul" and all(step.heads == 1 for step in phase):
+        return replace(first, kind="lora", places=(first.places[1],), used=count, scale=1.0)
+    if first.kind == "experts":
+        places = (first.places[1], first.places[5])
+        return replace(first, kind="lora", places=places, used=count, groups_used=first.used)
+    return None
 
 
 def heads_per_tile(op: Attention) -> int:

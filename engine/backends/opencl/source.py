@@ -81,6 +81,7 @@ def step_source(names: Iterable[str], relax: str, max_width: int, kv_type: str) 
         read("attend_tile.cl"),
         read("experts.cl"),
         read("lora.cl"),
+        read("lora_experts.cl"),
         read("top.cl"),
         read("step.cl"),
     ]
