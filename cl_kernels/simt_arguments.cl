@@ -1,11 +1,11 @@
 // The arguments of a matrix product on a GPU: up to three matrices of one type that read the same rows, as Q, K and V
-// do. Each has its weights, its number of outputs, where they go, and the offsets of its bias and residual (below 0:
-// none). `slice`: 32-value blocks in each slice of a row. heads: above 1, the one matrix is a stack of so many, each
+// do, or rows of one that lie in different buffers. Each has its weights, its number of outputs, where they go and how long
+// a row is there, and the offsets of its bias and residual (below 0: none). `slice`: 32-value blocks in each slice of a row. heads: above 1, the one matrix is a stack of so many, each
 // for its own part of the rows. experts: n0 outputs of each of so many, for the entries in `sorted` (simt_experts.cl);
 // shared: all entries of a row read the same row of x.
 
 #define MATRIX_ARGUMENTS(N)                                                                                            \
-    const __global uchar *weights##N, long weights_at##N, int n##N, __global uchar *out##N, long out_at##N,            \
+    const __global uchar *weights##N, long weights_at##N, int n##N, int stride##N, __global uchar *out##N, long out_at##N, \
         const __global uchar *bias##N, long bias_at##N, long residual_at##N
 
 #define PRODUCT_ARGUMENTS                                                                                              \
@@ -18,15 +18,15 @@
     const __global uchar *weights = weights0 + weights_at0, *bias_buffer = bias0;                                      \
     __global uchar *out_buffer = out0;                                                                                 \
     long out_at = out_at0, bias_at = bias_at0, residual_at = residual_at0;                                             \
-    int n = n0;                                                                                                        \
+    int n = n0, stride = stride0;                                                                                                        \
     if (heads == 1 && part >= (n + (columns)-1) / (columns)) {                                                         \
         part -= (n + (columns)-1) / (columns);                                                                         \
         weights = weights1 + weights_at1, bias_buffer = bias1, out_buffer = out1;                                      \
-        out_at = out_at1, bias_at = bias_at1, residual_at = residual_at1, n = n1;                                      \
+        out_at = out_at1, bias_at = bias_at1, residual_at = residual_at1, n = n1, stride = stride1;                    \
         if (part >= (n + (columns)-1) / (columns)) {                                                                   \
             part -= (n + (columns)-1) / (columns);                                                                     \
             weights = weights2 + weights_at2, bias_buffer = bias2, out_buffer = out2;                                  \
-            out_at = out_at2, bias_at = bias_at2, residual_at = residual_at2, n = n2;                                  \
+            out_at = out_at2, bias_at = bias_at2, residual_at = residual_at2, n = n2, stride = stride2;                \
         }                                                                                                              \
     }
 
@@ -37,8 +37,8 @@
             stored += FLOATS_IN(bias_buffer, bias_at)[bias_base + (column)];                                           \
         stored *= output_scale;                                                                                        \
         if (residual_at >= 0)                                                                                          \
-            stored += FLOATS_IN(residual_buffer, residual_at)[(long)(row) * n + (column)];                             \
-        FLOATS(out_buffer, out_at)[(long)(row) * n + (column)] = stored;                                               \
+            stored += FLOATS_IN(residual_buffer, residual_at)[(long)(row) * stride + (column)];                        \
+        FLOATS(out_buffer, out_at)[(long)(row) * stride + (column)] = stored;                                          \
     }
 
 #define STORE_FOUR(value, row, column, limit)                                                                          \

@@ -274,14 +274,15 @@ static inline void T(embed_block)(const __global uchar *weights, int token, int 
     }
 }
 
-// The rows that the tokens name: one work-item to a block of 32 values, a row to each index of the second dimension.
+// The rows that the tokens name, of those from `first` on that lie here: one work-item to a block of 32 values, a row to
+// each index of the second dimension.
 __kernel void T(embed)(
-    const __global int *in, int index, const __global uchar *weights, long weights_at, int k, float scale_of_all, __global uchar *out,
-    long out_at)
+    const __global int *in, int index, const __global uchar *weights, long weights_at, int first, int rows, int k,
+    float scale_of_all, __global uchar *out, long out_at)
 {
-    const int b = get_global_id(0), row = get_global_id(1);
-    if (b < k / 32)
-        T(embed_block)(weights + weights_at, CHOSEN_ROW(index, row), k, b, scale_of_all,
+    const int b = get_global_id(0), row = get_global_id(1), token = CHOSEN_ROW(index, row) - first;
+    if (b < k / 32 && token >= 0 && token < rows)
+        T(embed_block)(weights + weights_at, token, k, b, scale_of_all,
                        FLOATS(out, out_at) + (long)row * k + 32 * b);
 }
 

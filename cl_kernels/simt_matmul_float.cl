@@ -108,11 +108,11 @@ DEFINE_MATMUL(expert_matmul_4, 4, 1)
 #undef DEFINE_MATMUL
 
 __kernel void T(embed)(
-    const __global int *in, int index, const __global uchar *weights, long weights_at, int k, float scale_of_all, __global uchar *out,
-    long out_at)
+    const __global int *in, int index, const __global uchar *weights, long weights_at, int first, int rows, int k,
+    float scale_of_all, __global uchar *out, long out_at)
 {
-    const int i = get_global_id(0), row = get_global_id(1), token = CHOSEN_ROW(index, row);
-    if (i < k)
+    const int i = get_global_id(0), row = get_global_id(1), token = CHOSEN_ROW(index, row) - first;
+    if (i < k && token >= 0 && token < rows)
         FLOATS(out, out_at)[(long)row * k + i] =
             LOAD1(weights + weights_at + (token / 16) * T(group_bytes)(k) + ((long)i * 16 + token % 16) * ELEMENT_BYTES)
             * scale_of_all;

@@ -11,7 +11,7 @@
 
 // Fields as of the kernels that do the same for more rows. tiles: how many work-groups can share it, per entry of
 // `times` (the word of the input that counts them, or -1 for once). type: of weights, or shape of heads, as numbered by
-// the host. p: addresses, 0 for none; of a product they are x, weights, out, bias, residual.
+// the host. A table of embeddings has its rows from `start` on here, `used` of them. p: addresses, 0 for none; of a product they are x, weights, out, bias, residual.
 typedef struct {
     int kind, type, tiles, times;
     int n, k, heads, kv_heads, head_width, value_width, how, act, gather, used, table, start, window, slices, slice;

@@ -37,10 +37,12 @@ static inline void run_op(
 {
     const int me = get_local_id(0), item = tile * STEP_THREADS + me;
     switch (op->kind) {
-    case OP_EMBED:
-        if (item < op->n)
-            step_embed(op, CHOSEN_ROW(op->table, 0), item);
+    case OP_EMBED: {
+        const int token = CHOSEN_ROW(op->table, 0) - op->start;
+        if (item < op->n && token >= 0 && token < op->used)
+            step_embed(op, token, item);
         break;
+    }
     case OP_PREPARE:
         prepare_part(in, op->how, op->act, op->gather, 0, op->k, op->heads, op->used, op->epsilon, op->cap, OP_FLOATS(0),
                      OP_FLOATS(1), OP_FLOATS(4), OP_BYTES(2), OP_FLOATS(3), tile % op->n, tile / op->n, space,

@@ -25,12 +25,14 @@ from engine.backends.opencl.formats import FORMATS
 from engine.backends.opencl.gpu_batch import PARTIAL_SLOTS, split_lone_row, split_slots
 from engine.backends.opencl.gpu_model import GpuModel
 from engine.backends.opencl.gpu_source import HeadShape, KernelSizes
+from engine.backends.opencl.weights import DeviceWeights
 from engine.batch import KV_BLOCK, Batch
-from engine.devices import choose_device, list_devices
+from engine.devices import list_devices
 from engine.engine import Engine
 from engine.errors import OutOfMemoryError, UnsupportedModelError
 from engine.gguf import GGUFFile
 from engine.graph import Graph, split
+from engine.quants import QuantType, quantize
 from tests.backends import test_kv_types, test_llama, test_matmul, test_tiny_models
 from tests.backends.memory_file import MemoryFile, load, one_sequence
 from tests.engine.generation import generate
@@ -256,23 +258,60 @@ def test_the_starter_model_follows_the_reference(starter: Engine, fixtures_dir: 
                     break
 
 
+def _large_vocabulary(name: str, vocabulary: int, width: int) -> tuple[MemoryFile, Graph]:
+    """A table of embeddings and a head, with bias and residual."""
+    rng, quant, file = np.random.default_rng(3), QuantType.by_name(name), MemoryFile()
+
+    def matrix(of: str, rows: int) -> Any:
+        return file.add(of, name, quantize(quant, rng.normal(0, 1, (rows, width)).astype(np.float32)), width)
+
+    graph = Graph(n_vocab=vocabulary, n_layers=0, n_kv_heads=1, head_width=16)
+    x = graph.embed(matrix("table", vocabulary))
+    bias = file.add("bias", "F32", rng.normal(0, 1, (1, vocabulary)).astype(np.float32), vocabulary)
+    other = graph.linear(graph.add(x, graph.linear(x, matrix("small", width))), matrix("other", vocabulary))
+    graph.select_rows(graph.add(other, graph.linear(x, matrix("head", vocabulary), bias)))
+    return file, graph
+
+
+@pytest.mark.parametrize(("name", "twin"), [("Q8_0", False), ("F16", False), ("Q8_0", True)])
+def test_weights_in_pieces_give_the_same_bits(name: str, twin: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if twin:
+        monkeypatch.setenv("REALM_TENSOR_TWIN", "1")
+    file, graph = _large_vocabulary(name, 1003, 64)
+    tokens = np.array([0, 127, 128, 511, 512, 639, 640, *range(40, 1000, 30), 1002], np.int32)
+    cut, got = DeviceWeights._cut, []
+    for n_pieces in (1, 8):
+        if n_pieces > 1:  # more than one launch takes
+            monkeypatch.setattr(DeviceWeights, "_cut", lambda self, weight, _: cut(self, weight, 20_000))
+        model = load("opencl", file, graph)
+        assert isinstance(model, GpuModel)
+        assert max(len(model.weights.pieces_of(weight)) for weight in graph.weights()) >= n_pieces // 2
+        steps = [model.forward(one_sequence(tokens[-n:])).copy() for n in (1, 5, 30, len(tokens))]
+        model._whole = None
+        got.append([*steps, model.forward(one_sequence(tokens[-1:])).copy()])
+        model.close()
+    for whole, pieces in zip(*got, strict=True):
+        np.testing.assert_array_equal(pieces, whole)
+
+
+def test_a_head_that_is_larger_than_one_allocation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No buffer is larger than the device allows, and rows of logits are as many as go into one."""
+    file, graph = _large_vocabulary("Q8_0", 3003, 1024)
+    expected = load("opencl", file, graph).forward(one_sequence(np.arange(30))).copy()
+    monkeypatch.setattr(platforms.Device, "most_in_one_piece", 3003 * 1024 // 2)
+    model = load("opencl", file, graph)
+    assert isinstance(model, GpuModel)
+    assert max(buffer.size for buffer in (*model.weights.buffers, *model._buffers)) <= 3003 * 1024 // 2
+    np.testing.assert_array_equal(model.forward(one_sequence(np.arange(30))), expected)
+
+
 def test_what_does_not_fit_is_refused_with_numbers(fixtures_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = GGUFFile.open(fixtures_dir / "tiny_models" / "llama.gguf")
     graph = read_architecture(file).graph
     with pytest.raises(OutOfMemoryError, match=r"needs \d+\.\d\d GB .* has \d+\.\d\d GB"):
         load("opencl", file, graph, n_blocks=1 << 25)  # type: ignore[arg-type]
 
-    class SmallHandle:
-        max_mem_alloc_size = 1 << 20
-
-        def __init__(self, handle: Any) -> None:
-            self._handle = handle
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._handle, name)
-
-    device = next(d for d in platforms.devices() if f"opencl:{d.index}" == choose_device("opencl").id)
-    monkeypatch.setattr(device, "handle", SmallHandle(device.handle))
+    monkeypatch.setattr(platforms.Device, "most_in_one_piece", 1 << 16)
     with pytest.raises(OutOfMemoryError, match=r"allows \d\.\d+ GB in one piece"):
         load("opencl", file, graph)  # type: ignore[arg-type]
 

@@ -17,9 +17,9 @@ from engine.api import DeviceInfo
 from engine.backends.opencl.formats import FORMATS
 from engine.backends.opencl.gpu_adapters import GpuAdapters
 from engine.backends.opencl.gpu_batch import MAX_ROPES, PARTIAL_SLOTS, fill_input, input_words, split_slots
-from engine.backends.opencl.gpu_plan import MATVEC_ROWS, MOST_SLICES, Plan, Sizes
+from engine.backends.opencl.gpu_plan import MATVEC_ROWS, MOST_SLICES, Plan, Rows, Sizes
 from engine.backends.opencl.gpu_source import STEP_THREADS, HeadShape, KernelSizes, simt_source
-from engine.backends.opencl.gpu_step import WholeSteps, addresses, can_run, step_table, takes
+from engine.backends.opencl.gpu_step import Addresses, WholeSteps, can_run, step_table, takes
 from engine.backends.opencl.gpu_top import TopFinder, top_bytes
 from engine.backends.opencl.gpu_variants import dot_variant, tensor_variant
 from engine.backends.opencl.kv_blocks import KV_LAYOUT, read_blocks, write_blocks
@@ -182,8 +182,7 @@ class GpuModel:
     def forward(self, batch: Batch, given: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         if not self._causal:
             return self._forward(batch, given)
-        most = self.max_rows if self._ends_hidden else MAX_LOGIT_ROWS
-        parts = [part for some in split_logit_rows(batch, most) for part in split_slots(some)]
+        parts = [part for some in split_logit_rows(batch, self._max_logit_rows) for part in split_slots(some)]
         turns = zip(self._in_turn(parts), given_to_parts(parts, given), strict=True)
         if len(parts) == 1:
             return self._forward(*next(turns))
@@ -224,7 +223,8 @@ class GpuModel:
 
         assert self._top
         nothing, found = np.empty(0, np.float32), []
-        for part in self._in_turn([p for some in split_logit_rows(batch, MAX_LOGIT_ROWS) for p in split_slots(some)]):
+        parts = [part for some in split_logit_rows(batch, self._max_logit_rows) for part in split_slots(some)]
+        for part in self._in_turn(parts):
             self._run(part, nothing, None, 0, None)
             try:
                 rows = len(part.logit_rows)
@@ -298,20 +298,20 @@ class GpuModel:
 
         Raises OutOfMemoryError where it cannot be, before anything is allocated.
         """
-        handle = self._on.handle
-        limit, total = int(handle.max_mem_alloc_size), int(handle.global_mem_size)
+        limit, total = self._on.most_in_one_piece, int(self._on.handle.global_mem_size)
         positions = self.n_blocks * KV_BLOCK
         self._cache_bytes = {cache: positions * size for cache, size in self._program.cache_bytes.items()}
         padded = padded16 if self._kv_type == "f16" else padded32
         partial = max((op.n_heads * (padded(op.v_head_width) + 2) for op in self._program.attentions), default=0)
         while True:
-            logit_rows = rows if self._ends_hidden else MAX_LOGIT_ROWS
+            row_bytes = self._program.logit_bytes_per_row
+            logit_rows = rows if self._ends_hidden else max(1, min(MAX_LOGIT_ROWS, limit // row_bytes))
             self._sizes = {
                 "cache": sum(self._cache_bytes.values()),
                 "partials": 4 * PARTIAL_SLOTS * partial,
                 "scratch": self._program.scratch_bytes_per_row * rows,
-                "logits": self._program.logit_bytes_per_row * logit_rows,
-                "top": 0 if self._ends_hidden else top_bytes(self._program.logit_bytes_per_row // 4, logit_rows),
+                "logits": row_bytes * logit_rows,
+                "top": 0 if self._ends_hidden else top_bytes(row_bytes // 4, logit_rows),
                 "input": 4 * input_words(rows, self.n_blocks, self._program.ropes, logit_rows),
             }
             together = self.weights.total_bytes + STAGING_BYTES + sum(self._sizes.values())
@@ -319,7 +319,7 @@ class GpuModel:
             if fits or rows <= LEAST_ROWS:
                 break
             rows //= 2
-        self.max_rows = rows
+        self.max_rows, self._max_logit_rows = rows, logit_rows
         largest = max([*self._cache_bytes.values(), *(v for k, v in self._sizes.items() if k != "cache")])
         if together > total:
             raise OutOfMemoryError(f"{self._wanted()}, but {self._name} has {total / 1e9:.2f} GB.", _SMALLER)
@@ -378,7 +378,7 @@ class GpuModel:
         row_bytes = self._program.logit_bytes_per_row
         self._logits = np.empty((self._sizes["logits"] // row_bytes, row_bytes // 4), np.float32)
         if self._sizes["top"]:
-            self._top = TopFinder(self._on, self._kernels, row_bytes // 4, MAX_LOGIT_ROWS)
+            self._top = TopFinder(self._on, self._kernels, row_bytes // 4, self._max_logit_rows)
             self._buffers += self._top.buffers
         self._inputs = [np.zeros(self._sizes["input"] // 4, np.int32) for _ in range(2)]
         self._copied: list[Any] = [None, None]
@@ -394,10 +394,17 @@ class GpuModel:
                 return self.weights.located(place)
             return (scratch, -1) if place is None else (partials, 0)
 
+        def rows(weight: Place) -> list[Rows]:
+            assert isinstance(weight, Weight)
+            return [
+                Rows(piece.first, piece.n, (piece.buffer, piece.offset)) for piece in self.weights.pieces_of(weight)
+            ]
+
         plan = Plan(
             self._program,
             kernel=lambda name: cl.Kernel(self._kernels, name),
             locate=locate,
+            rows=rows,
             input_buffer=self._in,
             partials=partials,
             sizes=self._work,
@@ -405,12 +412,14 @@ class GpuModel:
             kv_type=self._kv_type,
         )
         if self._work.kernels.step:
+            address = Addresses(self._on, self._kernels)
             table = step_table(
                 self._program,
                 types=self.weights.format_names(),
                 shapes=self._shapes,
                 slices=lambda step: plan.slices([step]),
-                address=addresses(self._on, self._kernels, locate),
+                address=lambda place: address.of(*locate(place)),
+                rows=lambda weight: [(piece.first, piece.n, address.of(*piece.at)) for piece in rows(weight)],
                 kv_type=self._kv_type,
             )
             whole = WholeSteps(self._on, self._kernels, table, self._in, partials)
@@ -446,7 +455,7 @@ class GpuModel:
         queue, handle = self._on.queue, self._on.handle
         memory = self.memory()
         free = int(handle.global_mem_size) - memory.weight_bytes - memory.kv_bytes - memory.scratch_bytes
-        at_least = min(64 << 20 if self._on.is_cpu else MEASURED_BYTES, int(handle.max_mem_alloc_size), free // 2)
+        at_least = min(64 << 20 if self._on.is_cpu else MEASURED_BYTES, self._on.most_in_one_piece, free // 2)
         source, size = max(zip(self.weights.buffers, self.weights.sizes, strict=True), key=lambda b: b[1])
         temporary = None
         if size < at_least:

@@ -72,14 +72,25 @@ class Sizes:
 
 
 @dataclass(frozen=True)
+class Rows:
+    """Rows first .. first + n - 1 of a weight, which lie together."""
+
+    first: int
+    n: int
+    at: Located
+
+
+@dataclass(frozen=True)
 class _At:
-    """An argument that is a place: its buffer and offset."""
+    """An argument that is a place: its buffer and offset, some bytes further on."""
 
     place: Place
+    further: int = 0
 
 
 class Plan:
-    """Replays a program. kernel(name): a new kernel object. locate(place): where it lies in device memory."""
+    """Replays a program. kernel(name): a new kernel object. locate(place): where it lies in device memory.
+    rows(weight): where all rows of a matrix lie, of one that is larger than a buffer may be in several."""
 
     def __init__(
         self,
@@ -87,6 +98,7 @@ class Plan:
         *,
         kernel: Callable[[str], Any],
         locate: Callable[[Place], Located],
+        rows: Callable[[Place], list[Rows]],
         input_buffer: Any,
         partials: Any,
         sizes: Sizes,
@@ -98,6 +110,7 @@ class Plan:
         self._program = program
         self._kernel = kernel
         self._locate = locate
+        self._rows = rows
         self._in = input_buffer
         self._partials = partials
         self._sizes = sizes
@@ -142,7 +155,7 @@ class Plan:
         key = (index, rows if step.kind in by_rows else "")
         if key not in self._bound:
             if step.kind == "matmul":
-                launches = [self._bind_matmul(site, rows)]
+                launches = self._bind_matmul(site, rows)
             elif step.kind == "experts":
                 launches = [self._bind_experts(step, rows)]
             elif step.kind == "sort":
@@ -164,7 +177,9 @@ class Plan:
         for argument in arguments:
             if isinstance(argument, _At):
                 buffer, offset = self._locate(argument.place)
-                flat += [buffer, np.int64(offset)]
+                flat += [buffer, np.int64(offset + argument.further if offset >= 0 else offset)]
+            elif isinstance(argument, Rows):
+                flat += [argument.at[0], np.int64(argument.at[1])]
             elif isinstance(argument, float):
                 flat.append(np.float32(argument))
             else:
@@ -183,9 +198,14 @@ class Plan:
     def _embed(self, step: Step) -> list[Launch]:
         items = step.k if FORMATS[step.type].is_float else step.k // 32
         table, out = step.places[:2]
-        return self._columns(
-            step, items, f"embed_{step.type}", self._in, step.table, _At(table), step.k, float(step.scale), _At(out)
-        )
+        return [
+            launch
+            for rows in self._rows(table)
+            for launch in self._columns(
+                step, items, f"embed_{step.type}", self._in, step.table, rows, rows.first, rows.n, step.k,
+                float(step.scale), _At(out),
+            )
+        ]  # fmt: skip
 
     def _bind_prepare(self, step: Step, rows: str) -> Launch:
         x, second, quantised, plain, bias = step.places[:5]
@@ -273,7 +293,8 @@ class Plan:
         tile_rows, height = self._expert_tile_rows(step), self._sizes.kernels.tile_height
         name = "expert_matvec" if is_matvec else f"expert_matmul_{tile_rows // height}"
         slices = self.slices([step])
-        kernel = self._product(f"{name}_{step.type}", [step], slices, sorted_entries=step.places[5])
+        parts = [(step, Rows(0, step.n, self._locate(step.places[0])))]
+        kernel = self._product(f"{name}_{step.type}", parts, slices, sorted_entries=step.places[5])
         if is_matvec:
             return Launch(kernel, step.n, (GROUP, slices), lambda counts: count(counts) * used)
 
@@ -289,38 +310,46 @@ class Plan:
         height = self._sizes.kernels.tile_height
         return 4 * height if self._sizes.max_rows * step.used >= 4 * height * step.experts else height
 
-    def _bind_matmul(self, site: list[Step], rows: str) -> Launch:
-        first = site[0]
+    def _bind_matmul(self, site: list[Step], rows: str) -> list[Launch]:
+        """A launch for all products of a site, or several where so many matrices are in pieces."""
+        parts = [(step, piece) for step in site for piece in self._rows(step.places[0])]
         slices = self.slices(site)
+        return [self._bind_product(parts[i : i + MATRICES], rows, slices) for i in range(0, len(parts), MATRICES)]
+
+    def _bind_product(self, parts: list[tuple[Step, Rows]], rows: str, slices: int) -> Launch:
+        first = parts[0][0]
         if rows == "mma" and FORMATS[first.type].is_float:
             rows = "matmul_4"
-        if rows == "mma":
-            across = sum(step.heads * -(-(step.n // step.heads) // MATRIX_SIDE) for step in site)
-            count = _rows_of(first)
-            kernel = self._product(f"matmul_mma_{first.type}", site, slices)
-            return Launch(
-                kernel, MATRIX_THREADS * across, (MATRIX_THREADS, 1), lambda counts: -(-count(counts) // MATRIX_SIDE)
-            )
-        kernel = self._product(f"{rows}_{first.type}", site, slices)
-        name, _, per = rows.partition("_")
+
+        def tiles(side: int) -> int:
+            return sum(step.heads * -(-(piece.n // step.heads) // side) for step, piece in parts)
+
         count = _rows_of(first)
+        if rows == "mma":
+            kernel = self._product(f"matmul_mma_{first.type}", parts, slices)
+            across = MATRIX_THREADS * tiles(MATRIX_SIDE)
+            return Launch(kernel, across, (MATRIX_THREADS, 1), lambda counts: -(-count(counts) // MATRIX_SIDE))
+        kernel = self._product(f"{rows}_{first.type}", parts, slices)
+        name, _, per = rows.partition("_")
         if name == "matvec":
-            groups = sum(-(-step.n // GROUP) for step in site)
+            groups = sum(-(-piece.n // GROUP) for _, piece in parts)
             return Launch(kernel, GROUP * groups, (GROUP, slices), lambda counts: 1)
         height = self._sizes.kernels.tile_height
         tile_rows = height * int(per)
-        across = sum(step.heads * -(-(step.n // step.heads) // TILE_COLUMNS) for step in site)
-        return Launch(kernel, 16 * across, (16, height), lambda counts: -(-count(counts) // tile_rows))
+        return Launch(kernel, 16 * tiles(TILE_COLUMNS), (16, height), lambda counts: -(-count(counts) // tile_rows))
 
-    def _product(self, name: str, site: list[Step], slices: int, sorted_entries: Place = None) -> Any:
+    def _product(self, name: str, parts: list[tuple[Step, Rows]], slices: int, sorted_entries: Place = None) -> Any:
         """A kernel of a matrix product with its arguments, as in cl_kernels/simt_arguments.cl."""
-        first = site[0]
-        residual = next((step.places[4] for step in site if step.places[4] is not None), None)
+        first = parts[0][0]
+        residual = next((step.places[4] for step, _ in parts if step.places[4] is not None), None)
         matrices: list[Any] = []
         for i in range(MATRICES):
-            weight, _, out, bias, added = site[min(i, len(site) - 1)].places[:5]
-            n = site[i].n if i < len(site) else 0
-            matrices += [_At(weight), n, _At(out), _At(bias), np.int64(self._locate(added)[1])]
+            step, rows = parts[min(i, len(parts) - 1)]
+            _, _, out, bias, added = step.places[:5]
+            n = rows.n if i < len(parts) else 0
+            begin = 4 * rows.first
+            at = self._locate(added)[1]
+            matrices += [rows, n, step.n, _At(out, begin), _At(bias, begin), np.int64(at + begin if at >= 0 else at)]
         return self._new(
             name, self._in, _rows_word(first), _At(first.places[1]), first.k, -(-first.k // (32 * slices)),
             first.heads, float(first.scale), first.used, int(first.shared), _At(sorted_entries),

@@ -75,14 +75,20 @@ def step_table(
     shapes: Sequence[HeadShape],
     slices: Callable[[Step], int],
     address: Callable[[Place], int],
+    rows: Callable[[Place], list[tuple[int, int, int]]],
     kv_type: str,
 ) -> StepTable:
     """types, shapes: as the kernel numbers them. slices: how many work-items share a row of a product's weights.
-    address: where a place lies in device memory; 0 for None."""
+    address: where a place lies in device memory; 0 for None. rows: of a matrix the first row, number of rows and
+    address of each of its pieces."""
     ops, starts, hidden = [], [0], 0
     for index, phase in enumerate(program.phases):
         if phase[0].kind not in APART:
-            ops += [_operation(step, list(types), list(shapes), slices, address, kv_type) for step in phase]
+            for step in phase:
+                pieces = rows(step.places[0]) if step.kind in ("embed", "matmul") else [(0, 0, 0)]
+                ops += [
+                    _operation(step, piece, list(types), list(shapes), slices, address, kv_type) for piece in pieces
+                ]
             starts.append(len(ops))
         if index < program.hidden_phases:
             hidden = len(starts) - 1
@@ -91,6 +97,7 @@ def step_table(
 
 def _operation(
     step: Step,
+    piece: tuple[int, int, int],
     types: list[str],
     shapes: list[HeadShape],
     slices_of: Callable[[Step], int],
@@ -100,8 +107,10 @@ def _operation(
     places = list(step.places)
     kind, tiles, times = step.kind, 1, LOGIT_ROWS_WORD if step.logit_rows else ONCE
     n, type_, slices, slice_ = step.n, 0, 1, 1
+    start, used = step.start, step.used
+    first, n_rows, at = piece
     if kind == "embed":
-        type_ = types.index(step.type)
+        type_, start, used = types.index(step.type), first, n_rows
         n = step.k if FORMATS[step.type].is_float else step.k // 32
         tiles = -(-n // STEP_THREADS)
     elif kind == "prepare":
@@ -114,7 +123,8 @@ def _operation(
         places = [x, weight, out, bias, residual]
         type_, slices = types.index(step.type), slices_of(step)
         slice_ = -(-step.k // (32 * slices))
-        groups = -(-step.n // GROUP)
+        n = n_rows
+        groups = -(-n // GROUP)
         tiles = -(-groups // (STEP_THREADS // GROUP // slices))
     elif kind == "store_kv":
         tiles = -(-store_items(step, kv_type) // STEP_THREADS)
@@ -134,35 +144,43 @@ def _operation(
     else:
         tiles = -(-step.heads * step.k // STEP_THREADS)
     addresses = [address(place) for place in places]
+    if kind == "embed":
+        addresses[0] = at
+    elif kind == "matmul":
+        addresses[1] = at
+        addresses[2:] = [begin + 4 * first if begin else 0 for begin in addresses[2:]]
     return (
         KINDS.index(kind), type_, tiles, times, n, step.k, step.heads, step.kv_heads, step.head_width,
-        step.value_width, step.how, step.act, int(step.gather), step.used, step.table, step.start, step.window,
+        step.value_width, step.how, step.act, int(step.gather), used, step.table, start, step.window,
         slices, slice_, step.out_stride, step.epsilon, step.cap, step.scale, 0,
         addresses + [0] * (8 - len(addresses)),
     )  # fmt: skip
 
 
-def addresses(device: Device, kernels: Any, locate: Callable[[Place], tuple[Any, int]]) -> Callable[[Place], int]:
-    """Where places lie in device memory, as the device itself says. locate: their buffers, and offsets in them."""
-    import pyopencl as cl
+class Addresses:
+    """Where buffers lie in device memory, as the device itself says."""
 
-    begins: dict[int, int] = {}  # by the buffers' handles
-    found = cl.Buffer(device.context, cl.mem_flags.WRITE_ONLY, 8)
-    find = cl.Kernel(kernels, "address_of")
+    def __init__(self, device: Device, kernels: Any) -> None:
+        import pyopencl as cl
 
-    def address(place: Place) -> int:
-        buffer, offset = locate(place)
+        self._queue = device.queue
+        self._begins: dict[int, int] = {}  # by the buffers' handles
+        self._found = cl.Buffer(device.context, cl.mem_flags.WRITE_ONLY, 8)
+        self._find = cl.Kernel(kernels, "address_of")
+
+    def of(self, buffer: Any, offset: int) -> int:
+        """0 where the offset is below 0: there is nothing."""
+        import pyopencl as cl
+
         if offset < 0:
             return 0
-        if buffer.int_ptr not in begins:
+        if buffer.int_ptr not in self._begins:
             out = np.zeros(1, np.uint64)
-            find.set_args(buffer, found)
-            cl.enqueue_nd_range_kernel(device.queue, find, (1,), (1,))
-            cl.enqueue_copy(device.queue, out, found, is_blocking=True)
-            begins[buffer.int_ptr] = int(out[0])
-        return begins[buffer.int_ptr] + offset
-
-    return address
+            self._find.set_args(buffer, self._found)
+            cl.enqueue_nd_range_kernel(self._queue, self._find, (1,), (1,))
+            cl.enqueue_copy(self._queue, out, self._found, is_blocking=True)
+            self._begins[buffer.int_ptr] = int(out[0])
+        return self._begins[buffer.int_ptr] + offset
 
 
 class WholeSteps:

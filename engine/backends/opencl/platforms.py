@@ -121,6 +121,11 @@ class Device:
         return self.workers if major >= 7 else 0
 
     @property
+    def most_in_one_piece(self) -> int:
+        """Bytes that one buffer may have."""
+        return int(self.handle.max_mem_alloc_size)
+
+    @property
     def free_memory_bytes(self) -> int:
         """What is free now, where the driver has AMD's way of saying it; else all of it."""
         import pyopencl as cl

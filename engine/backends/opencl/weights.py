@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,25 @@ from engine.quants import dequantize
 STAGING_BYTES = 16 << 20
 """Bytes of the file that are on their way to the device at a time."""
 
+PIECE_ROWS = 128
+"""A weight that has to be divided is divided at a multiple of so many rows: whole tiles of every kernel."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows first .. first + n - 1 of a weight, which lie together."""
+
+    first: int
+    n: int
+    buffer: Any
+    offset: int
+
 
 class DeviceWeights:
     """All tensors of a model in one device buffer (or several, where the device limits their size).
 
-    place: weight -> (buffer index, offset).
+    place: weight -> (buffer index, offset); of one that is larger than a buffer may be, and so lies in several pieces
+    (on GPUs only), that of the first.
     """
 
     def __init__(
@@ -46,13 +61,15 @@ class DeviceWeights:
         self.device = device
         self.matrices = _matrices(graph)
         everything = graph.weights()
-        self._lent: dict[Weight, tuple[Any, int]] = {}
+        self._lent: dict[Weight, list[Piece]] = {}
         if lent is not None:
             same = (w for w in everything if w in lent.place and (w in lent.matrices) == (w in self.matrices))
-            self._lent = {w: lent.located(w) for w in same if w not in lent.streamed}
+            self._lent = {w: lent.pieces_of(w) for w in same if w not in lent.streamed}
         self.weights = weights = [w for w in everything if w not in self._lent]
         self.types = {w.name: self._type(w) for w in everything}
         self.place: dict[Weight, tuple[int, int]] = {}
+        self._cuts: dict[Weight, list[tuple[int, int, int, int]]] = {}  # first row, rows, buffer index, offset
+        self._divisible = _divisible(graph) if on_gpu else set()
         self.buffers: list[Any] = []
         self.sizes: list[int] = []
         self._arrange(weights)
@@ -84,14 +101,19 @@ class DeviceWeights:
     @property
     def in_use(self) -> list[Any]:
         """The buffers that `located` names."""
-        return [*self.buffers, *{id(buffer): buffer for buffer, _ in self._lent.values()}.values()]
+        return [*self.buffers, *{id(piece.buffer): piece.buffer for of in self._lent.values() for piece in of}.values()]
 
     def located(self, weight: Weight) -> tuple[Any, int]:
         """The buffer that a weight is in, once they are loaded, and where in it."""
+        first = self.pieces_of(weight)[0]
+        return first.buffer, first.offset
+
+    def pieces_of(self, weight: Weight) -> list[Piece]:
+        """Where all rows of a weight are, once they are loaded."""
         if weight in self._lent:
             return self._lent[weight]
-        index, offset = self.place[weight]
-        return self.buffers[index], offset
+        cuts = self._cuts.get(weight) or [(0, weight.rows, *self.place[weight])]
+        return [Piece(first, n, self.buffers[index], offset) for first, n, index, offset in cuts]
 
     @property
     def streamed_bytes(self) -> int:
@@ -103,22 +125,41 @@ class DeviceWeights:
         return int(info.nbytes / info.n_values * weight.rows * weight.columns)
 
     def _arrange(self, weights: Sequence[Weight]) -> None:
-        limit = int(self.device.handle.max_mem_alloc_size)
-        self.place = {}
+        limit = self.device.most_in_one_piece
+        self.place, self._cuts = {}, {}
         sizes = [0]
         for weight in weights:
-            size = self._bytes(weight)
-            if size > limit:
-                raise OutOfMemoryError(
-                    f"The tensor {weight.name!r} takes {size / 1e9:.1f} GB, "
-                    f"but {self.device.handle.name.strip()} allows {limit / 1e9:.1f} GB in one piece.",
-                    "Choose a smaller quantisation of the model, or the device numpy.",
-                )
-            if sizes[-1] + size > min(limit, 1 << 30) and sizes[-1]:
-                sizes.append(0)
-            self.place[weight] = (len(sizes) - 1, sizes[-1])
-            sizes[-1] += size
+            cuts = []
+            for first, rows in self._cut(weight, limit):
+                size = self._bytes(weight) if rows == weight.rows else self._matrix_bytes(weight, rows)
+                if sizes[-1] + size > min(limit, 1 << 30) and sizes[-1]:
+                    sizes.append(0)
+                cuts.append((first, rows, len(sizes) - 1, sizes[-1]))
+                sizes[-1] += size
+            self.place[weight] = cuts[0][2:]
+            if len(cuts) > 1:
+                self._cuts[weight] = cuts
         self.sizes = sizes
+
+    def _cut(self, weight: Weight, limit: int) -> list[tuple[int, int]]:
+        """First row and number of rows of each part of at most `limit` bytes.
+
+        Raises OutOfMemoryError where the weight cannot be divided so.
+        """
+        size = self._bytes(weight)
+        if size <= limit:
+            return [(0, weight.rows)]
+        rows = 0
+        if weight in self._divisible:
+            rows = limit // FORMATS[self.types[weight.name]].group_bytes(weight.columns) * GROUP
+            rows = rows // PIECE_ROWS * PIECE_ROWS or rows
+        if not rows:
+            raise OutOfMemoryError(
+                f"The tensor {weight.name!r} takes {size / 1e9:.1f} GB, "
+                f"but {self.device.handle.name.strip()} allows {limit / 1e9:.1f} GB in one piece.",
+                "Choose a smaller quantisation of the model, or the device numpy.",
+            )
+        return [(first, min(rows, weight.rows - first)) for first in range(0, weight.rows, rows)]
 
     @property
     def total_bytes(self) -> int:
@@ -162,15 +203,17 @@ class DeviceWeights:
                 break
             if weight in moved:
                 continue
-            buffer, offset = self.place[weight]
             data = self.file.data(weight.name)
             if weight not in self.matrices:
+                index, offset = self.place[weight]
                 values = dequantize(self.file.tensors[weight.name].type, data).ravel()
                 values = values[weight.first : weight.first + weight.rows * weight.columns]
-                cl.enqueue_copy(queue, self.buffers[buffer], values, dst_offset=offset)
+                cl.enqueue_copy(queue, self.buffers[index], values, dst_offset=offset)
             else:
-                data = data[weight.first : weight.first + weight.rows]
-                self._repack(kernels[self.types[weight.name]], staging, data, weight, buffer, offset)
+                data = self._rows(weight)
+                for piece in self.pieces_of(weight):
+                    rows = data[piece.first : piece.first + piece.n]
+                    self._repack(kernels[self.types[weight.name]], staging, rows, weight, piece.buffer, piece.offset)
             release_pages(data)
             done += self._bytes(weight)
             progress("weights", done / self.total_bytes, weight.name)
@@ -187,7 +230,7 @@ class DeviceWeights:
         for weight in following.weights:
             will_need(self._rows(weight))
         for weight in parts[index].weights:
-            buffer, offset = self.place[weight]
+            buffer, offset = self.located(weight)
             data = self._rows(weight)
             self._repack(self._kernels[self.types[weight.name]], self._staging, data, weight, buffer, offset)
         self._in_slot = index
@@ -203,7 +246,7 @@ class DeviceWeights:
         self.buffers = []
 
     def _repack(
-        self, kernel: Any, staging: Any, data: NDArray[np.uint8], weight: Weight, buffer: int, offset: int
+        self, kernel: Any, staging: Any, data: NDArray[np.uint8], weight: Weight, buffer: Any, offset: int
     ) -> None:
         import pyopencl as cl
 
@@ -212,7 +255,7 @@ class DeviceWeights:
         rows_at_once = max(1, STAGING_BYTES // data.shape[1] // GROUP) * GROUP
         if data.shape[1] * GROUP > STAGING_BYTES:
             raise UnsupportedModelError(f"The rows of the tensor {weight.name!r} are too long ({data.shape[1]} bytes).")
-        for first in range(0, weight.rows, rows_at_once):
+        for first in range(0, len(data), rows_at_once):
             part = data[first : first + rows_at_once]
             groups = -(-len(part) // GROUP)
             cl.enqueue_copy(queue, staging, part, is_blocking=True)
@@ -221,13 +264,13 @@ class DeviceWeights:
                 staging,
                 np.int32(len(part)),
                 np.int32(weight.columns),
-                self.buffers[buffer],
+                buffer,
                 np.int64(offset + first // GROUP * group_bytes),
             )
             if self.on_gpu:
                 if len(part) % GROUP:
                     last = offset + (first // GROUP + groups - 1) * group_bytes
-                    cl.enqueue_fill_buffer(queue, self.buffers[buffer], np.zeros(1, np.int32), last, group_bytes)
+                    cl.enqueue_fill_buffer(queue, buffer, np.zeros(1, np.int32), last, group_bytes)
                 format_ = FORMATS[self.types[weight.name]]
                 items = weight.columns if format_.is_float else weight.columns // 32
                 cl.enqueue_nd_range_kernel(queue, kernel, (GROUP * groups, items), (GROUP, 1))
@@ -238,7 +281,10 @@ class DeviceWeights:
     def _bytes(self, weight: Weight) -> int:
         if weight not in self.matrices:
             return -(-weight.rows * weight.columns * 4 // 64) * 64
-        return FORMATS[self.types[weight.name]].weight_bytes(weight.rows, weight.columns)
+        return self._matrix_bytes(weight, weight.rows)
+
+    def _matrix_bytes(self, weight: Weight, rows: int) -> int:
+        return FORMATS[self.types[weight.name]].weight_bytes(rows, weight.columns)
 
     def _type(self, weight: Weight) -> str:
         name = self.file.tensors[weight.name].type.name
@@ -249,6 +295,18 @@ class DeviceWeights:
                 "Choose the device numpy, or a model in one of " + ", ".join(FORMATS) + ".",
             )
         return name
+
+
+def _divisible(graph: Graph) -> set[Weight]:
+    """The matrices whose rows are read or multiplied one by one: no stacks."""
+    found, stacks = set(), set()
+    for op in graph.operations:
+        match op:
+            case Embed(table=weight) | Linear(weight=weight, heads=1):
+                found.add(weight)
+            case Linear(weight=weight) | ExpertLinear(weight=weight):
+                stacks.add(weight)
+    return found - stacks
 
 
 def _matrices(graph: Graph) -> set[Weight]:
