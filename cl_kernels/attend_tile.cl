@@ -1,21 +1,58 @@
 // A tile of rows and heads over its part of the cache, and the joining of segments.
 
 // A call for queries j .. j + DIRECT - 1 of a head, or as many as there are
+#define BATCH_CASE(n, name, ...)                                                                                       \
+    case n:                                                                                                            \
+        name##_##n(s, j, __VA_ARGS__);                                                                                 \
+        break;
+#if DIRECT == 8
+#define MORE_CASES(name, ...)                                                                                          \
+    BATCH_CASE(4, name, __VA_ARGS__)                                                                                   \
+    BATCH_CASE(5, name, __VA_ARGS__)                                                                                   \
+    BATCH_CASE(6, name, __VA_ARGS__)                                                                                   \
+    BATCH_CASE(7, name, __VA_ARGS__)
+#define BATCH_OF_MOST(name) name##_8
+#else
+#define MORE_CASES(name, ...)
+#define BATCH_OF_MOST(name) name##_4
+#endif
 #define EACH_BATCH(name, ...)                                                                                          \
     for (int j = head * queries, end = j + queries; j < end; j += DIRECT)                                              \
         switch (end - j) {                                                                                             \
-        case 1:                                                                                                        \
-            name##_1(s, j, __VA_ARGS__);                                                                               \
-            break;                                                                                                     \
-        case 2:                                                                                                        \
-            name##_2(s, j, __VA_ARGS__);                                                                               \
-            break;                                                                                                     \
-        case 3:                                                                                                        \
-            name##_3(s, j, __VA_ARGS__);                                                                               \
-            break;                                                                                                     \
+        BATCH_CASE(1, name, __VA_ARGS__)                                                                               \
+        BATCH_CASE(2, name, __VA_ARGS__)                                                                               \
+        BATCH_CASE(3, name, __VA_ARGS__)                                                                               \
+        MORE_CASES(name, __VA_ARGS__)                                                                                  \
         default:                                                                                                       \
-            name##_4(s, j, __VA_ARGS__);                                                                               \
+            BATCH_OF_MOST(name)(s, j, __VA_ARGS__);                                                                    \
         }
+
+#if KV_TYPE == KV_F16
+
+// Scores of a head's queries with blocks k .. k + n - 1, whose keys lie in kt: n is 2 only if there are few queries.
+static inline void score_directly(const Span *s, int head, int queries, int k, int n, const __global uchar *const *kt,
+                                  const __global uchar *const *ahead)
+{
+#if MOST_PAIRED
+    const int j = head * queries;
+    if (n == 2) {
+        switch (queries) {
+        case 1:
+            scores_of_two_1(s, j, k, kt, 0, ahead);
+            break;
+        case 2:
+            scores_of_two_2(s, j, k, kt, 0, ahead);
+            break;
+        default:
+            scores_of_two_3(s, j, k, kt, 0, ahead);
+        }
+        return;
+    }
+#endif
+    EACH_BATCH(scores, k, kt, 0, ahead)
+}
+
+#endif
 
 static inline void attend_span(const Span *s)
 {
@@ -24,17 +61,23 @@ static inline void attend_span(const Span *s)
     const long key_size = key_bytes(a->head_width), value_size = value_bytes(a->value_width);
 #if KV_TYPE == KV_F16
     float floats[MAX_WIDTH * POSITIONS] __attribute__((aligned(64)));
-    for (int k = s->first; k < s->last; k++)
+    for (int k = s->first, n; k < s->last; k += n) {
+        n = queries <= MOST_PAIRED && k + 1 < s->last ? 2 : 1;
         for (int head = 0; head < heads; head++) {
-            const __global uchar *kt = s->kt[k] + head * key_size, *ahead = ahead_of(s, k, 0, head, kt);
+            const __global uchar *kt[2], *ahead[2];
+            for (int i = 0; i < n; i++) {
+                kt[i] = s->kt[k + i] + head * key_size;
+                ahead[i] = ahead_of(s, k + i, 0, head, kt[i]);
+            }
             if (queries <= DIRECT) {
-                EACH_BATCH(scores, k, kt, 0, ahead)
+                score_directly(s, head, queries, k, n, kt, ahead);
                 continue;
             }
             for (int i = 0; i < a->head_width * POSITIONS; i += 16)
-                *(float16 *)(floats + i) = load_half16(kt + 2 * i);
+                *(float16 *)(floats + i) = load_half16(kt[0] + 2 * i);
             EACH_BATCH(scores, k, kt, floats, ahead)
         }
+    }
     for (int i = 0; i < heads * queries; i++)
         soften(s, i);
     const int padded = padded16(a->value_width);

@@ -8,7 +8,14 @@
 // whichever other rows share its tile: a position that a row does not see changes none of its sums.
 
 #define MAX_QUERIES 32 // query vectors (rows times heads) of one tile
-#define DIRECT 4       // so many of them, or fewer, read the cache as it lies; for more it is made floats once
+// So many of them go together, whose sums registers hold, and read the cache as it lies: for more it is made floats once.
+#if defined(REALM_F16_AVX512) && KV_TYPE == KV_F16
+#define DIRECT 8
+#define MOST_PAIRED 3 // so few take two blocks of keys at a time (attend_block.cl)
+#else
+#define DIRECT 4
+#define MOST_PAIRED 0
+#endif
 
 // Rotates columns start .. start + 2 * half_width - 1 of the heads of one row in place; table holds cos[half_width] and
 // sin[half_width].
@@ -16,13 +23,26 @@ static inline void rotate_row(__global float *x, int heads, int head_width, int 
                               int half_width, int interleaved)
 {
     x += start;
-    for (int h = 0; h < heads; h++, x += head_width)
-        for (int i = 0; i < half_width; i++) {
+    for (int h = 0; h < heads; h++, x += head_width) {
+        int i = 0;
+        for (; interleaved && i + 8 <= half_width; i += 8) {
+            const float8 c = load8(table + i), s = load8(table + half_width + i);
+            const float16 pairs = load16(x + 2 * i), other = pairs.s1032547698badcfe;
+            store16(pairs * c.s0011223344556677 + other * (float16)(-s, s).s08192a3b4c5d6e7f, x + 2 * i);
+        }
+        for (; !interleaved && i + 16 <= half_width; i += 16) {
+            const float16 c = load16(table + i), s = load16(table + half_width + i);
+            const float16 u = load16(x + i), v = load16(x + half_width + i);
+            store16(u * c - v * s, x + i);
+            store16(u * s + v * c, x + half_width + i);
+        }
+        for (; i < half_width; i++) {
             const int a = interleaved ? 2 * i : i, b = interleaved ? 2 * i + 1 : i + half_width;
             const float c = table[i], s = table[half_width + i], u = x[a], v = x[b];
             x[a] = u * c - v * s;
             x[b] = u * s + v * c;
         }
+    }
 }
 
 // What a row and head have gathered: the sum of exp(score - best) times value, not yet divided by `total`, the sum of
@@ -216,10 +236,18 @@ static inline const __global uchar *ahead_of(const Span *s, int k, int values, i
 {
     const Attend *a = s->a;
     const int after = SPAN_BLOCKS * values + k + a->fetch;
-    const int block = s->start / POSITIONS + after / (2 * SPAN_BLOCKS) * SPAN_BLOCKS + after % SPAN_BLOCKS;
+    int block = s->start / POSITIONS + after % SPAN_BLOCKS, first = a->kv_head;
+    if (after >= 2 * SPAN_BLOCKS) {
+        // whoever has a segment of some heads goes on with that of the next heads, and then with the next segment
+        const int ends = a->partial && s->start + SPAN >= a->last, more = first + a->together < a->kv_heads;
+        if (ends)
+            first = more ? first + a->together : 0;
+        if (!ends || !more)
+            block += SPAN_BLOCKS;
+    }
     if (POSITIONS * block >= a->end)
         return own;
-    const long at = (long)a->block_table[block] * a->kv_heads + a->kv_head + head;
+    const long at = (long)a->block_table[block] * a->kv_heads + first + head;
     return after / SPAN_BLOCKS % 2 ? a->values + at * value_bytes(a->value_width) : a->keys + at * key_bytes(a->head_width);
 }
 

@@ -175,14 +175,13 @@ static inline void store_values(const __global float *v, int width, int position
 
 #endif
 
-// Writes the keys and values of one row into slot `position` of physical block `block`.
-static inline void store_kv_row(
-    const __global float *k, const __global float *v, int kv_heads, int head_width, int value_width, int block,
-    int position, __global uchar *keys, __global uchar *values)
+// Writes the keys and values of some heads of one row into slot `position` of a block, where these heads' begin at `keys` and
+// `values`.
+static inline void store_kv_heads(
+    const __global float *k, const __global float *v, int heads, int head_width, int value_width, int position,
+    __global uchar *keys, __global uchar *values)
 {
-    keys += (long)block * kv_heads * key_bytes(head_width);
-    values += (long)block * kv_heads * value_bytes(value_width);
-    for (int h = 0; h < kv_heads; h++) {
+    for (int h = 0; h < heads; h++) {
         store_keys(k + h * head_width, head_width, position, keys + h * key_bytes(head_width));
         store_values(v + h * value_width, value_width, position, values + h * value_bytes(value_width));
     }

@@ -128,6 +128,13 @@ static inline __attribute__((always_inline)) float16 load16(const __global float
     return *(const __global float16_unaligned *)p;
 }
 
+typedef float float8_unaligned __attribute__((ext_vector_type(8), aligned(4)));
+
+static inline __attribute__((always_inline)) float8 load8(const __global float *p)
+{
+    return *(const __global float8_unaligned *)p;
+}
+
 static inline __attribute__((always_inline)) void store16(float16 x, __global float *p)
 {
     *(__global float16_unaligned *)p = x;

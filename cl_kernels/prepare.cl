@@ -167,12 +167,13 @@ static inline __attribute__((always_inline)) float16 row16_at(const Row *r, floa
                  r->bias ? load16(r->bias + i) : (float16)(0.0f));
 }
 
-// Writes the row as int8 (unless q is 0) and as float32 (unless f is 0). k is a multiple of 32 where q is wanted.
-static inline void prepare_row(const Row *r, __global char *q, __global float *f)
+// Writes columns first .. last - 1 of the row as int8 (unless q is 0) and as float32 (unless f is 0). They are whole blocks of
+// 32 where q is wanted; first is a multiple of 32.
+static inline void prepare_row(const Row *r, int first, int last, __global char *q, __global float *f)
 {
     const float2 norm = norm_of(r);
-    int i = 0;
-    for (; i + 32 <= r->k; i += 32) {
+    int i = first;
+    for (; i + 32 <= last; i += 32) {
         const float16 lo = row16_at(r, norm, i), hi = row16_at(r, norm, i + 16);
         if (q)
             quantise_block(lo, hi, i / 32, r->k, q);
@@ -181,7 +182,7 @@ static inline void prepare_row(const Row *r, __global char *q, __global float *f
             store16(hi, f + i + 16);
         }
     }
-    for (; i < r->k; i++)
+    for (; i < last; i++)
         f[i] = row16(r, norm, (float16)(r->x[r->how == PREPARE_SCALAR_GATE ? 0 : i]),
                      (float16)(r->second ? r->second[i] : 0.0f), (float16)(r->bias ? r->bias[i] : 0.0f)).s0;
 }

@@ -70,6 +70,22 @@ static inline int heads_together(const __global Op *op, const __global int *in)
     return in[IN_TOGETHER] ? op->used : 1;
 }
 
+#define FEW_ROWS 8 // a step of so many shares out what is a chunk of its own for each of more
+
+// Groups of key/value heads whose keys and values a chunk stores
+static inline int store_parts(const __global Op *op, int rows)
+{
+    const int heads = op->kv_heads;
+    return rows > FEW_ROWS ? 1 : heads % 4 == 0 ? 4 : heads % 3 == 0 ? 3 : heads % 2 == 0 ? 2 : 1;
+}
+
+// Pieces that a row is prepared in: a norm must see all of it
+static inline int pieces(const __global Op *op, int rows)
+{
+    const int norm = op->how == PREPARE_RMS_NORM || op->how == PREPARE_LAYER_NORM;
+    return norm || rows > FEW_ROWS || op->heads > 1 ? 1 : max(1, op->k / 768);
+}
+
 static int count_chunks(const __global Op *op, const __global int *in)
 {
     const int rows = op->logit_rows ? in[IN_LOGIT_ROWS] : in[IN_ROWS];
@@ -79,13 +95,15 @@ static int count_chunks(const __global Op *op, const __global int *in)
     case OP_ATTEND:
         return in[IN_TILES] * (op->heads / (op->chunk * heads_together(op, in)));
     case OP_COMBINE:
-        return in[IN_COMBINES] * op->heads;
+        return in[IN_COMBINES] * ((op->heads + op->chunk - 1) / op->chunk);
     case OP_SORT:
         return rows ? 1 : 0;
     case OP_EXPERTS: // as many chunks for each expert in use
         return rows ? *(const __global int *)op->p[5] * ((op->n / 16 + op->chunk - 1) / op->chunk) : 0;
     case OP_PREPARE:
-        return rows * op->heads;
+        return rows * op->heads * pieces(op, rows);
+    case OP_STORE_KV:
+        return rows * store_parts(op, rows);
     case OP_LORA: // for a stack of experts: for each one in use
         if (op->experts)
             return rows && LORA_UNITS(op) ? *(const __global int *)op->p[1] * op->used : 0;
@@ -148,24 +166,30 @@ static void attend_chunk(const __global Op *op, const __global int *in, int c)
 }
 
 // p: q, k, v, keys, values; n: rotated columns, from `start` on, by rope table `table`
-static void store_kv_chunk(const __global Op *op, const __global int *in, int row)
+static void store_kv_chunk(const __global Op *op, const __global int *in, int rows, int c)
 {
-    const long cell = cell_of(in, row, in[in[IN_AT_POSITIONS] + row]);
-    __global float *q = FLOATS(op->p[0]) + (long)row * op->heads * op->head_width;
-    __global float *k = FLOATS(op->p[1]) + (long)row * op->kv_heads * op->head_width;
-    const __global float *v = FLOATS(op->p[2]) + (long)row * op->kv_heads * op->value_width;
+    const int parts = store_parts(op, rows), row = c / parts, part = c % parts;
+    const int heads = op->heads / parts, kv_heads = op->kv_heads / parts;
+    const long cell = cell_of(in, row, in[in[IN_AT_POSITIONS] + row]), head = (long)row * op->kv_heads + part * kv_heads;
+    const long block = cell / POSITIONS * op->kv_heads + part * kv_heads;
+    __global float *q = FLOATS(op->p[0]) + ((long)row * op->heads + part * heads) * op->head_width;
+    __global float *k = FLOATS(op->p[1]) + head * op->head_width;
     if (op->n) {
         const __global float *table = (const __global float *)(in + in[IN_AT_ROPE + op->table]) + (long)row * op->n;
-        rotate_row(q, op->heads, op->head_width, op->start, table, op->n / 2, op->how);
-        rotate_row(k, op->kv_heads, op->head_width, op->start, table, op->n / 2, op->how);
+        rotate_row(q, heads, op->head_width, op->start, table, op->n / 2, op->how);
+        rotate_row(k, kv_heads, op->head_width, op->start, table, op->n / 2, op->how);
     }
-    store_kv_row(k, v, op->kv_heads, op->head_width, op->value_width, cell / POSITIONS, cell % POSITIONS,
-                 BYTES(op->p[3]), BYTES(op->p[4]));
+    store_kv_heads(k, FLOATS(op->p[2]) + head * op->value_width, kv_heads, op->head_width, op->value_width,
+                   cell % POSITIONS, BYTES(op->p[3]) + block * key_bytes(op->head_width),
+                   BYTES(op->p[4]) + block * value_bytes(op->value_width));
 }
 
 // p: x, second (of op->used parts), int8 out, float out, bias; `heads` parts of k columns in each row
-static void prepare_chunk(const __global Op *op, const __global int *in, int c)
+static void prepare_chunk(const __global Op *op, const __global int *in, int rows, int c)
 {
+    const int n = pieces(op, rows), piece = c % n, first = op->k / 32 * piece / n * 32;
+    const int last = piece + 1 < n ? op->k / 32 * (piece + 1) / n * 32 : op->k;
+    c /= n;
     const int row = c / op->heads, part = c % op->heads;
     const long from = (op->gather ? in[in[IN_AT_LOGIT_ROWS] + row] : row) * op->heads + part;
     Row r;
@@ -179,7 +203,7 @@ static void prepare_chunk(const __global Op *op, const __global int *in, int c)
     const long at = (gate ? from : part % op->used) * op->k;
     r.second = op->p[1] ? FLOATS(op->p[1]) + at : 0;
     r.bias = op->p[4] ? FLOATS(op->p[4]) + at : 0;
-    prepare_row(&r, op->p[2] ? (__global char *)(op->p[2] + c * prepared_bytes(op->k)) : 0,
+    prepare_row(&r, first, last, op->p[2] ? (__global char *)(op->p[2] + c * prepared_bytes(op->k)) : 0,
                 op->p[3] ? FLOATS(op->p[3]) + (long)c * op->k : 0);
 }
 
@@ -237,8 +261,8 @@ static void lora_ahead(const __global Op *op, const __global int *in, const __gl
     *to = *from + (site->a ? 2L * op->k * site->rank * op->used : 0);
 }
 
-// p: weights, x, out, bias, residual; n outputs in all, of `heads` matrices; how: x is float32; start: which of the
-// phase's products it is
+// p: weights, x, out, bias, residual; n outputs in all, of `heads` matrices; out_stride: bytes of a group of weights; how: x is
+// float32; start: which of the phase's products it is
 static void matmul_chunk(const __global Op *op, const __global int *in, int rows, int c, const LoraChunks *lora)
 {
     Product p;
@@ -319,7 +343,7 @@ static void run_chunk(const __global Op *op, const __global int *in, int c, cons
         break;
     }
     case OP_PREPARE:
-        prepare_chunk(op, in, c);
+        prepare_chunk(op, in, rows, c);
         break;
     case OP_MATMUL:
         matmul_chunk(op, in, rows, c, lora);
@@ -331,18 +355,19 @@ static void run_chunk(const __global Op *op, const __global int *in, int c, cons
         find_top(FLOATS(op->p[0]) + (long)c * op->k, in[IN_TOP_OF], in[IN_TOP], (__global Top *)op->p[1] + c);
         break;
     case OP_STORE_KV:
-        store_kv_chunk(op, in, c);
+        store_kv_chunk(op, in, rows, c);
         break;
     case OP_ATTEND:
         attend_chunk(op, in, c);
         break;
-    case OP_COMBINE: { // p: partials, out, sinks
-        const int head = c % op->heads;
-        const __global int *w = in + in[IN_AT_COMBINES] + COMBINE_WORDS * (c / op->heads);
+    case OP_COMBINE: { // p: partials, out, sinks; `chunk` heads
+        const int parts = (op->heads + op->chunk - 1) / op->chunk, first = c % parts * op->chunk;
+        const __global int *w = in + in[IN_AT_COMBINES] + COMBINE_WORDS * (c / parts);
         const int floats = padded16(op->value_width) + 2;
-        combine_partials(FLOATS(op->p[0]) + ((long)w[1] * op->heads + head) * floats, w[2], (long)op->heads * floats,
-                         op->value_width, op->p[2] ? FLOATS(op->p[2]) + head : 0,
-                         FLOATS(op->p[1]) + ((long)w[0] * op->heads + head) * op->value_width);
+        for (int head = first; head < min(op->heads, first + op->chunk); head++)
+            combine_partials(FLOATS(op->p[0]) + ((long)w[1] * op->heads + head) * floats, w[2], (long)op->heads * floats,
+                             op->value_width, op->p[2] ? FLOATS(op->p[2]) + head : 0,
+                             FLOATS(op->p[1]) + ((long)w[0] * op->heads + head) * op->value_width);
         break;
     }
     case OP_ADD: { // p: a, b, out
@@ -399,58 +424,5 @@ static void run_chunk(const __global Op *op, const __global int *in, int c, cons
         }
         break;
     }
-    }
-}
-
-// Spreads the chunks so that work-groups which take turns walk through adjacent ones, each in its own part of memory.
-static inline int spread(int taken, int total, int workers)
-{
-    const int part = taken % workers;
-    return part * (total / workers) + min(part, total % workers) + taken / workers;
-}
-
-// phases: pairs of first operation and number of operations. counters: two sets, used by turns, of 32 words a phase
-// (taken, done, done for adapters); a step clears the set of the next.
-__kernel void run_step(
-    const __global Op *ops, const __global int *phases, int n_phases, const __global int *in, __global int *counters,
-    int workers)
-{
-    const long words = 32L * n_phases;
-    __global int *mine = counters + in[IN_PARITY] * words, *other = counters + (1 - in[IN_PARITY]) * words;
-    for (int phase = 0; phase < n_phases; phase++) {
-        const __global Op *first = ops + phases[2 * phase];
-        const int n_ops = phases[2 * phase + 1];
-        int total = 0;
-        for (int i = 0; i < n_ops; i++)
-            total += count_chunks(first + i, in);
-        __global int *taken = mine + 32 * phase, *done = taken + 16, *unused = other + 32 * phase;
-        const LoraChunks lora = {first->kind == OP_LORA ? count_chunks(first, in) : 0, done + 1};
-        int c;
-        while ((c = __atomic_fetch_add(taken, 1, __ATOMIC_RELAXED)) < total) {
-            if (c == 0)
-                unused[0] = unused[16] = unused[17] = 0;
-            if (c >= lora.total)
-                c = lora.total + spread(c - lora.total, total - lora.total, workers);
-            const __global Op *op = first;
-            for (int n; c >= (n = count_chunks(op, in)); op++)
-                c -= n;
-            run_chunk(op, in, c, &lora);
-            if (op->kind == OP_LORA)
-                __atomic_fetch_add(lora.done, 1, __ATOMIC_RELEASE);
-            __atomic_fetch_add(done, 1, __ATOMIC_RELEASE);
-        }
-        if (total == 0)
-            unused[0] = unused[16] = unused[17] = 0;
-        // what waits here asks for the adapters of the next phase meanwhile: the memory has little to do
-        const __global uchar *ahead = 0, *ahead_end = 0;
-        if (phase + 1 < n_phases)
-            lora_ahead(ops + phases[2 * phase + 2], in, &ahead, &ahead_end);
-        for (int turns = 0; __atomic_load_n(done, __ATOMIC_ACQUIRE) < total;) {
-            if (ahead < ahead_end) {
-                for (int i = 0; i < 4; i++, ahead += 64)
-                    LORA_ASK(ahead);
-            } else
-                relax(turns++);
-        }
     }
 }

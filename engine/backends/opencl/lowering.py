@@ -217,7 +217,7 @@ def lower(
     """Lowers a graph. Raises UnsupportedModelError for shapes that the kernels do not take.
 
     types: tensor name -> quantisation type; is_float: type -> whether its product reads float32 rows.
-    workers: how many work-groups run at once; products are cut into two to sixteen chunks for each.
+    workers: how many work-groups run at once; the products of a phase are cut into two to sixteen chunks for each.
     kv_type: what keys and values are kept as, of KV_TYPES in engine/api.py.
     own_queries: attention reads queries in rows of their own, each head padded to a multiple of 32 columns.
     """
@@ -258,6 +258,7 @@ class _Lowering:
         for op in self.graph.operations:
             if op.out.id not in self.done:
                 self._lower(op)
+        self._cut_products()
         sites, slots = self._add_adapters()
         logits = self.floats[self.graph.logits.id]
         top = None if self.graph.ends_hidden else Buffer(TOP.itemsize)
@@ -413,7 +414,6 @@ class _Lowering:
                 self.done.add(add.out.id)
                 if on_logits:
                     self.logit_values.add(add.out.id)
-        groups = -(-op.weight.rows // GROUP)
         self._emit(
             Step(
                 "matmul",
@@ -422,24 +422,30 @@ class _Lowering:
                 type=type_,
                 n=op.weight.rows,
                 k=op.weight.columns,
-                chunk=self._chunk(groups, type_, op.weight.columns),
                 heads=op.heads,
                 how=int(self.is_float[type_]),
+                out_stride=FORMATS[type_].group_bytes(op.weight.columns),
                 scale=op.scale,
             )
         )
 
-    def _chunk(self, groups: int, type_: str, columns: int) -> int:
-        """Groups of a product that a work-group takes at a time: as few as make the start of a chunk worth it."""
-        worth = -(-CHUNK_BYTES // FORMATS[type_].group_bytes(columns))
-        most = min(max(worth, groups // (16 * self.workers)), groups // (2 * self.workers))
+    def _cut_products(self) -> None:
+        """Gives the products of each phase their chunks: groups that a work-group takes at a time, as few as make the
+        start of a chunk worth it."""
+        for phase in self.phases:
+            if phase[0].kind != "matmul":
+                continue
+            groups = [-(-step.n // GROUP) for step in phase]
+            worth = -(-CHUNK_BYTES // max(step.out_stride for step in phase))
+            most = min(max(worth, sum(groups) // (16 * self.workers)), sum(groups) // (2 * self.workers))
 
-        def turns(chunk: int) -> int:
-            """What falls to a work-group that gets as many chunks as any."""
-            return -(-groups // chunk // self.workers) * chunk
+            def turns(chunk: int, groups: list[int] = groups) -> int:
+                """What falls to a work-group that gets as many chunks as any."""
+                return -(-sum(-(-n // chunk) for n in groups) // self.workers) * chunk
 
-        # even numbers, for panels take two groups where there are many rows
-        return min(range(most - most % 2, 1, -2), key=turns, default=1)
+            # even numbers, for panels take two groups where there are many rows
+            chunk = min(range(most - most % 2, 1, -2), key=turns, default=1)
+            phase[:] = [replace(step, chunk=chunk) for step in phase]
 
     def _attention(self, op: Attention) -> None:
         table = 0
@@ -474,7 +480,8 @@ class _Lowering:
         heads = heads_per_tile(op)
         places: tuple[Place, ...] = (queries, keys, values, out, "partials", op.sinks)
         self._emit(replace(shape, kind="attend", places=places, chunk=heads, used=heads_together(op)))
-        self._emit(replace(shape, kind="combine", places=("partials", out, op.sinks)))
+        together = max(1, op.n_heads // (2 * self.workers))
+        self._emit(replace(shape, kind="combine", places=("partials", out, op.sinks), chunk=together))
 
     def _join(self, op: Join, on_logits: bool) -> None:
         out, at = self._float(op.out), 0

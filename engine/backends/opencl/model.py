@@ -46,7 +46,7 @@ from engine.batch import (
 )
 from engine.errors import DeviceError, OutOfMemoryError, UnsupportedModelError
 from engine.gguf import GGUFFile
-from engine.graph import Graph, Weight
+from engine.graph import Graph, Rope, Weight
 
 MAX_ROWS = 512
 """Rows of one step: the length of a prefill chunk."""
@@ -85,6 +85,9 @@ TOP_WORD = 21
 """Where the words about the largest logits begin."""
 
 MAX_ROPES = 3
+
+ROPE_POSITIONS = 64
+"""Positions whose cosines and sines are computed together for steps of one row."""
 
 _NOTHING: NDArray[Any] = np.empty(0)
 
@@ -140,6 +143,7 @@ class OpenCLModel:
         widest = max((padded32(max(op.head_width, op.v_head_width)) for op in attentions), default=32)
         self.weight_bytes_per_token = self.weights.bytes_per_token(graph)
         self._adapters: DeviceAdapters | None = None
+        self._rope_blocks: dict[Rope, tuple[int, NDArray[np.float32]]] = {}
         self._plan_memory()
         if plan_only:
             return
@@ -330,7 +334,7 @@ class OpenCLModel:
         at += blocks.size
         for rope in self._program.ropes:
             offsets.append(at)
-            table = rope.table(batch.positions).ravel()
+            table = rope.table(batch.positions).ravel() if rows > 1 else self._rope_row(rope, int(batch.positions[0]))
             a[at : at + len(table)] = table.view(np.int32)
             at += len(table)
         a[:6] = (rows, wanted, len(cut.tiles), len(cut.combines), parity, blocks.shape[1])
@@ -346,6 +350,16 @@ class OpenCLModel:
                 flat = units.view(np.int32)
                 a[at : at + len(flat)] = flat
                 at += len(flat)
+
+    def _rope_row(self, rope: Rope, position: int) -> NDArray[np.float32]:
+        """rope.table() of one position. Many are computed at once: after a step no cache of the processor's has numpy's
+        code, and a few calls take as long as a quarter of a layer."""
+        block = position // ROPE_POSITIONS
+        known = self._rope_blocks.get(rope)
+        if known is None or known[0] != block:
+            positions = np.arange(block * ROPE_POSITIONS, (block + 1) * ROPE_POSITIONS, dtype=np.int32)
+            known = self._rope_blocks[rope] = (block, rope.table(positions).reshape(ROPE_POSITIONS, -1))
+        return known[1][position % ROPE_POSITIONS]
 
     def _plan_memory(self) -> None:
         """The sizes of everything but the weights, before anything is allocated."""

@@ -73,7 +73,10 @@ def step_source(names: Iterable[str], relax: str, max_width: int, kv_type: str) 
         f"static inline void relax(int turns)\n{{\n    {relax}\n}}\n"
     )
     block = read("attend_block.cl")
-    blocks = [f"#define N {n}\n#define B(name) name##_{n}\n{block}\n#undef N\n#undef B\n" for n in range(1, 5)]
+    blocks = [
+        f"#if {n} <= DIRECT\n#define N {n}\n#define B(name) name##_{n}\n{block}\n#undef N\n#undef B\n#endif\n"
+        for n in range(1, 9)
+    ]
     parts += [
         read("cache.cl"),
         read("attention.cl"),
@@ -84,5 +87,6 @@ def step_source(names: Iterable[str], relax: str, max_width: int, kv_type: str) 
         read("lora_experts.cl"),
         read("top.cl"),
         read("step.cl"),
+        read("run_step.cl"),
     ]
     return "\n".join(parts)
