@@ -1,16 +1,24 @@
 // The step's kernel: work-groups take the chunks of step.cl and wait for each other.
 
-// Spreads the chunks so that work-groups which take turns walk through adjacent ones, each in its own part of memory.
-static inline int spread(int taken, int total, int workers)
+// The chunks of a phase are cut into parts, each with a counter of its own. A work-group takes those of one part, which lie
+// together in memory, and then of the others: so its processor has what it has asked for ahead, and hardly ever waits for
+// a counter that another has just changed.
+static inline int begin_of(int part, int total, int parts)
 {
-    const int part = taken % workers;
-    return part * (total / workers) + min(part, total % workers) + taken / workers;
+    return part * (total / parts) + min(part, total % parts);
+}
+
+static void run_numbered(const __global Op *op, const __global int *in, int c, const LoraChunks *lora)
+{
+    for (int n; c >= (n = count_chunks(op, in)); op++)
+        c -= n;
+    run_chunk(op, in, c, lora);
 }
 
 // What a work-group that waits will probably read first in the next phase that reads much. It asks for it meanwhile: the
 // memory has little to do.
 typedef struct {
-    int phase, part; // which phase, and which part of its chunks (see spread)
+    int phase;
     int asked, lines; // cache lines: those asked for, and how many there are
     int per_block, blocks; // of attention: cache lines of a block's keys; blocks
     const __global uchar *from; // weights, or the keys of a head ...
@@ -23,7 +31,7 @@ typedef struct {
 #define COMING_PHASES 4 // it is looked for so far ahead
 
 static void find_coming(Coming *to, const __global Op *ops, const __global int *phases, int n_phases, int phase,
-                        const __global int *in, int part, int workers)
+                        const __global int *in, int slot, int parts)
 {
     const __global Op *op = 0;
     const int end = min(n_phases, phase + 1 + COMING_PHASES);
@@ -32,19 +40,19 @@ static void find_coming(Coming *to, const __global Op *ops, const __global int *
         if (op->kind == OP_MATMUL || op->kind == OP_ATTEND)
             break;
     }
-    if (phase == to->phase && part == to->part)
+    if (phase == to->phase)
         return;
     to->phase = phase;
-    to->part = part;
     to->asked = to->lines = 0;
     if (phase == end)
         return;
     int total = 0;
     for (int i = 0; i < phases[2 * phase + 1]; i++)
         total += count_chunks(op + i, in);
-    if (part >= total)
+    const int part = slot % parts;
+    int c = begin_of(part, total, parts) + slot / parts;
+    if (c >= begin_of(part + 1, total, parts))
         return;
-    int c = spread(part, total, workers);
     for (int n; c >= (n = count_chunks(op, in)); op++)
         c -= n;
     if (op->kind == OP_MATMUL) {
@@ -53,9 +61,9 @@ static void find_coming(Coming *to, const __global Op *ops, const __global int *
         to->lines = min(COMING_BYTES, min(op->chunk, (op->n + 15) / 16 - c * op->chunk) * op->out_stride) / 64;
         return;
     }
-    const int together = heads_together(op, in), parts = op->heads / (op->chunk * together);
-    const int kv_head = c % parts * op->chunk * together / (op->heads / op->kv_heads);
-    const __global int *tile = in + in[IN_AT_TILES] + TILE_WORDS * (c / parts);
+    const int together = heads_together(op, in), across = op->heads / (op->chunk * together);
+    const int kv_head = c % across * op->chunk * together / (op->heads / op->kv_heads);
+    const __global int *tile = in + in[IN_AT_TILES] + TILE_WORDS * (c / across);
     const int first = op->window ? max(tile[3], tile[2] - op->window + 1) / POSITIONS : tile[3] / POSITIONS;
     to->blocks = (tile[4] + POSITIONS - 1) / POSITIONS - first;
     to->table = in + in[IN_AT_BLOCKS] + (long)in[in[IN_AT_SEQUENCES] + tile[0]] * in[IN_MAX_BLOCKS] + first;
@@ -82,44 +90,53 @@ static inline void ask_for_coming(Coming *c)
         FETCH(c->values + c->table[block - c->blocks] * c->value_stride + at);
 }
 
-// phases: pairs of first operation and number of operations. counters: two sets, used by turns, of 32 words a phase
-// (taken, done, done for adapters); a step clears the set of the next.
+// phases: pairs of first operation and number of operations. counters: two sets, used by turns; a step clears the set of the
+// next. A set has for each phase a line of 16 words for each part (chunks taken) and one more (chunks done, those of
+// adapters done, those of adapters taken), and a last line (work-groups that have come, whether the last phase has begun).
 __kernel void run_step(
     const __global Op *ops, const __global int *phases, int n_phases, const __global int *in, __global int *counters,
-    int workers)
+    int parts)
 {
-    const long words = 32L * n_phases;
-    __global int *mine = counters + in[IN_PARITY] * words, *other = counters + (1 - in[IN_PARITY]) * words;
+    const int words = 16 * (parts + 1), set = words * n_phases + 16;
+    __global int *mine = counters + in[IN_PARITY] * set, *other = counters + (1 - in[IN_PARITY]) * set;
+    __global int *came = mine + set - 16, *ending = came + 1;
+    const int slot = __atomic_fetch_add(came, 1, __ATOMIC_RELAXED);
+    if (slot == 0)
+        other[set - 16] = other[set - 15] = 0;
     Coming coming;
     coming.phase = -1;
-    // whoever comes when the last phase has begun has nothing to do before it
-    for (int phase = __atomic_load_n(mine + words - 32, __ATOMIC_ACQUIRE) ? n_phases - 1 : 0; phase < n_phases; phase++) {
+    // who comes when the last phase has begun has nothing to do before it; the first one goes everywhere, for it clears
+    int phase = slot && __atomic_load_n(ending, __ATOMIC_ACQUIRE) ? n_phases - 1 : 0;
+    for (; phase < n_phases; phase++) {
         const __global Op *first = ops + phases[2 * phase];
         const int n_ops = phases[2 * phase + 1];
-        int total = 0;
+        int total = 0, finished = 0;
         for (int i = 0; i < n_ops; i++)
             total += count_chunks(first + i, in);
-        __global int *taken = mine + 32 * phase, *done = taken + 16, *unused = other + 32 * phase;
+        __global int *taken = mine + words * phase, *done = taken + 16 * parts, *unused = other + words * phase;
         const LoraChunks lora = {first->kind == OP_LORA ? count_chunks(first, in) : 0, done + 1};
-        int c, finished = 0;
-        while ((c = __atomic_fetch_add(taken, 1, __ATOMIC_RELEASE)) < total) {
-            if (c == 0)
-                unused[0] = unused[16] = unused[17] = 0;
-            if (c >= lora.total)
-                c = lora.total + spread(c - lora.total, total - lora.total, workers);
-            const __global Op *op = first;
-            for (int n; c >= (n = count_chunks(op, in)); op++)
-                c -= n;
-            run_chunk(op, in, c, &lora);
-            if (op->kind == OP_LORA)
-                __atomic_fetch_add(lora.done, 1, __ATOMIC_RELEASE);
-            finished++;
+        if (slot == 0) {
+            for (int i = 0; i <= parts; i++)
+                unused[16 * i] = 0;
+            unused[16 * parts + 1] = unused[16 * parts + 2] = 0;
         }
-        // once, not for each chunk: a counter that others change takes as long to come as half a kilobyte of weights
+        if (phase == n_phases - 1)
+            __atomic_store_n(ending, 1, __ATOMIC_RELEASE);
+        for (int c; lora.total && (c = __atomic_fetch_add(done + 2, 1, __ATOMIC_RELAXED)) < lora.total; finished++) {
+            run_numbered(first, in, c, &lora);
+            __atomic_fetch_add(lora.done, 1, __ATOMIC_RELEASE);
+        }
+        for (int i = 0; i < parts; i++) {
+            const int part = (slot + i) % parts, begin = begin_of(part, total - lora.total, parts);
+            const int end = begin_of(part + 1, total - lora.total, parts);
+            __global int *next = taken + 16 * part;
+            if (begin == end || (i && __atomic_load_n(next, __ATOMIC_RELAXED) >= end - begin))
+                continue;
+            for (int c; (c = begin + __atomic_fetch_add(next, 1, __ATOMIC_RELAXED)) < end; finished++)
+                run_numbered(first, in, lora.total + c, &lora);
+        }
         if (finished)
             __atomic_fetch_add(done, finished, __ATOMIC_RELEASE);
-        if (total == 0)
-            unused[0] = unused[16] = unused[17] = 0;
         // what waits here asks for what comes next, adapters first
         const __global uchar *ahead = 0, *ahead_end = 0;
         if (phase + 1 < n_phases)
@@ -131,8 +148,7 @@ __kernel void run_step(
                 continue;
             }
             if (turns == 0)
-                // of those who find nothing left the first is likely to come second in the next phase, and so on
-                find_coming(&coming, ops, phases, n_phases, phase, in, (c - total + 1) % workers, workers);
+                find_coming(&coming, ops, phases, n_phases, phase, in, slot, parts);
             for (int i = 0; i < 4 && coming.asked < coming.lines; i++)
                 ask_for_coming(&coming);
             relax(turns++);

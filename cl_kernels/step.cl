@@ -1,6 +1,6 @@
 // A whole step of the engine as one kernel, for CPUs: work-groups run the operations of a program phase by phase.
 //
-// The operations of a phase are cut into chunks. A work-group takes chunks of the current phase from a shared counter
+// The operations of a phase are cut into chunks. A work-group takes chunks of the current phase from shared counters
 // until there are none, then waits until those taken by others are done, and goes on to the next phase. Any number of
 // work-groups may take part and each may join at any time: one that comes late finds the counters of the phases
 // behind it exhausted. So nothing is assumed about how many of them the driver runs at once, and one alone suffices.

@@ -86,6 +86,9 @@ TOP_WORD = 21
 
 MAX_ROPES = 3
 
+MOST_PARTS = 4
+"""Parts that the chunks of a phase are cut into, each with its counter; who finds none in one looks at all of them."""
+
 ROPE_POSITIONS = 64
 """Positions whose cosines and sines are computed together for steps of one row."""
 
@@ -359,7 +362,8 @@ class OpenCLModel:
         if known is None or known[0] != block:
             positions = np.arange(block * ROPE_POSITIONS, (block + 1) * ROPE_POSITIONS, dtype=np.int32)
             known = self._rope_blocks[rope] = (block, rope.table(positions).reshape(ROPE_POSITIONS, -1))
-        return known[1][position % ROPE_POSITIONS]
+        row: NDArray[np.float32] = known[1][position % ROPE_POSITIONS]
+        return row
 
     def _plan_memory(self) -> None:
         """The sizes of everything but the weights, before anything is allocated."""
@@ -432,7 +436,7 @@ class OpenCLModel:
         joined = phases.copy()
         joined[1:][is_lora[:-1], 0] -= 1
         joined[1:][is_lora[:-1], 1] += 1
-        workers = np.int32(self._on.workers)
+        parts = min(self._on.workers, MOST_PARTS)
         for replays, length in ((self._whole, len(counts)), (self._to_hidden, self._program.hidden_phases)):
             for with_adapters, replay in enumerate(replays):
                 for part, kernel in zip(self._parts, replay.kernels, strict=True):
@@ -440,11 +444,11 @@ class OpenCLModel:
                     some = (joined if with_adapters else phases)[of_part][~is_lora[of_part]]
                     if not len(some):
                         continue
-                    clear = np.zeros(2 * 32 * len(some), np.int32)
+                    clear = np.zeros(2 * (16 * (parts + 1) * len(some) + 16), np.int32)
                     counters = cl.Buffer(context, cl.mem_flags.READ_WRITE | cl.mem_flags.COPY_HOST_PTR, hostbuf=clear)
                     phases_buffer = cl.Buffer(context, flags, hostbuf=np.ascontiguousarray(some))
                     self._buffers += [phases_buffer, counters]
-                    kernel.set_args(ops_buffer, phases_buffer, np.int32(len(some)), self._in, counters, workers)
+                    kernel.set_args(ops_buffer, phases_buffer, np.int32(len(some)), self._in, counters, np.int32(parts))
                     replay.n_parts = self._parts.index(part) + 1
         queue.finish()
 
