@@ -104,10 +104,10 @@ static inline __attribute__((always_inline)) void T(fetch)(
     const __global int *q_sum = (const __global int *)(x_sum + blocks);                                                \
     const int total = PARTS == 1 ? q_sum[b] : q_sum[blocks + 2 * b + j];
 
-#define ADD_PART(t, sum)                                                                                               \
-    acc[t] = add_scaled(acc[t], sum, scale[j], x_scale[b]);                                                            \
+#define ADD_PART(acc, sum, scale, minimum)                                                                             \
+    acc = add_scaled(acc, sum, scale, x_scale[b]);                                                                     \
     if (HAS_MINIMUM)                                                                                                   \
-        acc[t] = add_minimum(acc[t], minimum[j], PARTS == 1 ? x_sum[b] : x_scale[b] * (float)total);
+        acc = add_minimum(acc, minimum, PARTS == 1 ? x_sum[b] : x_scale[b] * (float)total);
 
 #ifdef REALM_BYTES
 #define TILE_PART(TILE)                                                                                                \
@@ -120,7 +120,7 @@ static inline __attribute__((always_inline)) void T(fetch)(
             high = dot4(high, w[j * (SUB / 4) + i], q[j * (SUB / 4) + i]);                                             \
             low = dot4(low, w[j * (SUB / 4) + i], q[8 + j * (SUB / 4) + i]);                                           \
         }                                                                                                              \
-        ADD_PART(t, low + (high << 7))                                                                                 \
+        ADD_PART(acc[t], low + (high << 7), scale[j], minimum[j])                                                      \
     }
 #else
 #define TILE_PART(TILE)                                                                                                \
@@ -143,7 +143,7 @@ static inline __attribute__((always_inline)) void T(fetch)(
     _Pragma("unroll") for (int t = 0; t < TILE; t++)                                                                   \
     {                                                                                                                  \
         SUMS_OF(t)                                                                                                     \
-        ADD_PART(t, ((int16)(lo[t], hi[t])))                                                                           \
+        ADD_PART(acc[t], ((int16)(lo[t], hi[t])), scale[j], minimum[j])                                                \
     }
 #endif
 
@@ -154,6 +154,66 @@ DEFINE_DOT(dot_2, 2)
 DEFINE_DOT(dot_3, 3)
 #endif
 DEFINE_DOT(dot_4, 4)
+
+#ifdef REALM_BYTES
+#define PAIR_LEAST 8 // rows; fewer wait for memory
+
+// acc[g * MOST + t] = 16 rows of group g, of two adjacent ones, times activation row x[t]: a word of activations that is
+// read serves both. Asks for `share` bytes from `ahead` on with each block.
+#define DEFINE_PAIR(NAME, TILE)                                                                                        \
+    static inline __attribute__((always_inline)) void T(NAME)(                                                         \
+        const __global uchar *pair, int k, const __global char *const *x, float16 *acc,                                \
+        const __global uchar *ahead, int share)                                                                        \
+    {                                                                                                                  \
+        const int blocks = k / 32;                                                                                     \
+        const long bytes = T(group_bytes)(k);                                                                          \
+        for (int i = 0; i < 2 * MOST; i++)                                                                             \
+            acc[i] = (float16)(0.0f);                                                                                  \
+        for (int b = 0; b < blocks; b++, ahead += share) {                                                             \
+            int16 w[2][8];                                                                                             \
+            float16 scale[2][PARTS], minimum[2][PARTS];                                                                \
+            for (int i = 0; i < share; i += 64)                                                                        \
+                FETCH(ahead + i);                                                                                      \
+            _Pragma("unroll") for (int g = 0; g < 2; g++)                                                              \
+            {                                                                                                          \
+                const __global uchar *group = pair + g * bytes;                                                        \
+                UNPACK(group + (long)b * BLOCK_BYTES, w[g], WORDS16)                                                   \
+                T(scales)(group + (long)blocks * BLOCK_BYTES, b, scale[g], minimum[g]);                                \
+            }                                                                                                          \
+            _Pragma("unroll") for (int j = 0; j < PARTS; j++)                                                          \
+            {                                                                                                          \
+                int16 high[2][TILE], low[2][TILE];                                                                     \
+                _Pragma("unroll") for (int t = 0; t < TILE; t++)                                                       \
+                {                                                                                                      \
+                    SUMS_OF(t)                                                                                         \
+                    high[0][t] = high[1][t] = (int16)(0);                                                              \
+                    low[0][t] = low[1][t] = OFFSET ? (int16)(-(OFFSET)*total) : (int16)(0);                            \
+                }                                                                                                      \
+                _Pragma("unroll") for (int i = j * (SUB / 4); i < (j + 1) * (SUB / 4); i++)                            \
+                    _Pragma("unroll") for (int t = 0; t < TILE; t++)                                                   \
+                {                                                                                                      \
+                    const __global int *q = (const __global int *)(x[t] + b * 64);                                     \
+                    _Pragma("unroll") for (int g = 0; g < 2; g++)                                                      \
+                    {                                                                                                  \
+                        high[g][t] = dot4(high[g][t], w[g][i], q[i]);                                                  \
+                        low[g][t] = dot4(low[g][t], w[g][i], q[8 + i]);                                                \
+                    }                                                                                                  \
+                }                                                                                                      \
+                _Pragma("unroll") for (int t = 0; t < TILE; t++)                                                       \
+                {                                                                                                      \
+                    SUMS_OF(t)                                                                                         \
+                    _Pragma("unroll") for (int g = 0; g < 2; g++)                                                      \
+                    {                                                                                                  \
+                        ADD_PART(acc[g * MOST + t], low[g][t] + (high[g][t] << 7), scale[g][j], minimum[g][j])         \
+                    }                                                                                                  \
+                }                                                                                                      \
+            }                                                                                                          \
+        }                                                                                                              \
+    }
+DEFINE_PAIR(pair_3, 3)
+DEFINE_PAIR(pair_4, 4)
+#undef DEFINE_PAIR
+#endif
 
 // `count` blocks of a group from the first on into a panel (panel.cl); asks for the panel after this one, or for
 // its scales alone

@@ -187,6 +187,7 @@ _MACROS = [
     "VALUES",
     "SOURCE_BYTES",
     "BLOCK_BYTES",
+    "PAIR_LEAST",
     "N_SUB",
     "RECORD_BYTES",
     "UNPACK",
