@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from engine.adapters import AdapterBase, BoundAdapter, LowRank, read_adapter
 from engine.adapters.describe import describe
+from engine.adapters.modules import expert_of, tensor_name
 from engine.adapters.runs import AdapterSet
 from engine.api import AdapterInfo
 from engine.architectures import read_architecture
@@ -195,6 +196,35 @@ def test_a_file_with_the_sums_of_both_answers_as_the_adapter_does(device: str, m
     assert ((base - expected) ** 2).sum() / power > 1e-3
     reference.close()
     running.close()
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "expert"),
+    [
+        ("model.layers.3.block_sparse_moe.experts.7.w1", "blk.3.ffn_gate_exps", 7),  # mixtral
+        ("model.layers.3.block_sparse_moe.experts.0.w2", "blk.3.ffn_down_exps", 0),
+        ("model.layers.3.block_sparse_moe.experts.12.w3", "blk.3.ffn_up_exps", 12),
+        ("model.layers.0.mlp.experts.127.gate_proj", "blk.0.ffn_gate_exps", 127),  # qwen, deepseek
+        ("model.layers.0.mlp.shared_expert.up_proj", "blk.0.ffn_up_shexp", None),
+        ("model.layers.0.mlp.experts.1000000.up_proj", None, None),
+        ("model.layers.0.mlp.experts.gate_up_proj", None, None),
+    ],
+)
+def test_a_module_of_an_expert_is_one_of_a_tensors_experts(module: str, name: str | None, expert: int | None) -> None:
+    assert (tensor_name(module), expert_of(module)) == (name, expert)
+
+
+def test_each_part_of_a_divided_model_takes_its_own_experts(device: str, model: Path, tmp_path: Path) -> None:
+    folder = write_peft(tmp_path / "peft", modules(model), rank=6, size=1.0)
+    prompt = np.load(model.with_suffix(".npz"))["prompt"].tolist()[:40]
+    found = []
+    for where in (device, f"{device}=1,numpy", f"numpy=1,{device}"):
+        running = Running(model, where)
+        (logits,) = running.logits([prompt], [running.uses([(folder, 0.5)])], 40)
+        found.append(logits)
+        running.close()
+    for logits in found[1:]:
+        assert ((logits - found[0]) ** 2).sum() / (found[0].astype(np.float64) ** 2).sum() < 5e-5
 
 
 def test_an_adapter_may_act_on_some_experts_alone(model: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from engine.adapters import AdapterBase, read_adapter
+from engine.adapters.synthetic import write_random_adapter
 from engine.api import LoadOptions
 from engine.architectures import read_architecture
 from engine.backends import opencl
@@ -19,7 +20,6 @@ from engine.devices import choose_device
 from engine.engine import Engine
 from engine.errors import OutOfMemoryError
 from engine.gguf import GGUFFile
-from tests.adapters.writer import MODULES, write_peft
 from tests.backends.memory_file import one_sequence
 
 
@@ -55,21 +55,26 @@ def test_a_streamed_model_gives_the_same_bits(fixtures_dir: Path, name: str, sha
     whole.close()
 
 
-def test_adapters_act_on_a_streamed_model_as_on_a_whole_one(fixtures_dir: Path, tmp_path: Path) -> None:
-    path = fixtures_dir / "tiny_models" / "llama.gguf"
-    adapter = read_adapter(write_peft(tmp_path / "all", MODULES))
+@pytest.mark.parametrize("name", ["llama", "qwen3moe"])
+def test_adapters_act_on_a_streamed_model_as_on_a_whole_one(fixtures_dir: Path, tmp_path: Path, name: str) -> None:
+    """One for all matrices of the layers, those of experts among them."""
+    path = fixtures_dir / "tiny_models" / f"{name}.gguf"
+    with GGUFFile.open(path) as file:
+        base = AdapterBase.of(file, read_architecture(file).graph)
+    write_random_adapter(tmp_path / "a.gguf", base, 16, seed=0)
+    bound = base.bind(read_adapter(tmp_path / "a.gguf"))
+    assert len(bound.linear) == sum(name.startswith("blk.") for name in base.matrices)
     least = next(n for n in range(0, path.stat().st_size, 1 << 14) if _fits(path, STAGING_BYTES + n))
     found = []
     for budget in (None, STAGING_BYTES + least):
         model: Any = _load(path, budget)
-        with GGUFFile.open(path) as file:
-            bound = AdapterBase.of(file, read_architecture(file).graph).bind(adapter)
-        acting = ((model.add_adapter(bound), 0.8),)
+        acting = ((model.add_adapter(bound), 1.0),)
         tokens = np.random.default_rng(0).integers(3, 400, 60).astype(np.int32)
         for start, stop in ((0, 40), (40, 41), (41, 60)):
             batch = one_sequence(tokens[start:stop], start, blocks=[2, 0])
             found += [model.forward(replace(batch, adapters=(acting,))).copy(), model.hidden(batch).copy()]
         assert budget is None or model.memory().streamed_bytes
+        assert not np.array_equal(model.forward(batch), found[-2])
         model.close()
     for whole, streamed in zip(found[:6], found[6:], strict=True):
         np.testing.assert_array_equal(streamed, whole)
