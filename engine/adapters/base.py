@@ -164,9 +164,11 @@ class AdapterBase:
                 f"{self.n_layers - 1}.",
                 "Choose an adapter that was trained on this model.",
             )
-        if name in self.others:
+        # newer files hold the two halves of this one head by head
+        found = next((other for other in (name, name.replace("attn_kv_b", "attn_k_b")) if other in self.others), None)
+        if found:
             raise AdapterError(
-                f"{info.path.name} acts on {name!r}, which {self.others[name]} in {self.name}; "
+                f"{info.path.name} acts on {name!r}, which {self.others[found]} in {self.name}; "
                 "Realm applies adapters to matrices of attention, feed-forward layers, experts, output and embedding.",
                 MERGE,
             )
