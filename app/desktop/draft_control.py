@@ -13,7 +13,7 @@ from app.conversation.fastest import Measured, standard_ways, trial_request
 from app.desktop.chat_control import ChatControl
 from app.desktop.chat_session import ChatSession
 from app.desktop.desk import Desk
-from app.desktop.draft_page import DraftPage, DraftState
+from app.desktop.draft_page import OWN_LAYER, DraftPage, DraftState
 from app.desktop.draft_service import DraftService
 from app.desktop.message_control import MessageControl
 from app.desktop.model_service import model_name
@@ -165,14 +165,18 @@ class DraftControl(QObject):
         return ""
 
     def find_fastest(self) -> None:
-        """Measures off, n-gram and each draft that fits on the last answer, and keeps the fastest."""
+        """Measures off, n-gram, the model's own layer and each draft that fits on the last answer, and keeps the
+        fastest."""
         session, store = self._chats.session, self._desk.store
         if self._why_not_measured() or session is None or store is None or session.chat_id is None:
             return
         draft = self.drafts.draft
         self._before_trial = (self.options, draft.path if draft is not None else None)
         fitting = [c.model for c in self.drafts.candidates() if c.fit is not None and c.fit.fits]
-        ways = standard_ways([(known.path.stem, known.path) for known in fitting], self.options or self._last_length())
+        drafts = [(known.path.stem, known.path) for known in fitting]
+        if (own := self.drafts.own_layer) is not None:
+            drafts.insert(0, (OWN_LAYER, own))
+        ways = standard_ways(drafts, self.options or self._last_length())
         chat_id, options = session.chat_id, session.options
         self._desk.window.notices.dismiss("draft")
         self.drafts.find_fastest(lambda: trial_request(store, chat_id, options), ways)

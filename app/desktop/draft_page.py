@@ -31,6 +31,9 @@ from app.desktop.model_popup import Row, file_size
 from app.desktop.theme import Themes
 from engine.api import DraftKind, Figures
 
+OWN_LAYER = "The model's own layer"
+"""What a layer of the model's file that predicts further tokens is called."""
+
 
 @dataclass(frozen=True)
 class DraftState:
@@ -92,11 +95,14 @@ class DraftPage(QWidget):
     # The ways
 
     def _add_ways(self, model: str) -> None:
-        draft = self._drafts.draft
         self._row("off", "stop", "Off", "One token at a time").clicked.connect(self.off_chosen)
         self._row(
             "ngram", "chat", "N-gram", "From the chat itself: good for edits, quotes and summaries"
         ).clicked.connect(self.ngram_chosen)
+        own = self._drafts.own_layer
+        if own is not None:
+            detail = self._what_it_does(own) or "Made to guess for this model: no other model is needed"
+            self._row(str(own), "model", OWN_LAYER, detail).clicked.connect(partial(self.draft_chosen.emit, own))
         heading = QLabel("Draft models on this computer")
         heading.setObjectName("popupHeading")
         heading.setContentsMargins(10, 10, 0, 3)
@@ -104,12 +110,7 @@ class DraftPage(QWidget):
         candidates = self._drafts.candidates()
         for candidate in candidates[:12]:
             known = candidate.model
-            detail = candidate_words(candidate)
-            if draft is not None and draft.path == known.path:
-                size = file_size(draft.weight_bytes + draft.kv_bytes)
-                detail = " ".join([f"Loaded, {size} of memory.", *draft.notes])
-            elif self._drafts.loading == known.path:
-                detail = "Loading…"
+            detail = self._what_it_does(known.path) or candidate_words(candidate)
             row = self._row(str(known.path), "model", known.name, detail)
             row.setEnabled(candidate.fit is not None and candidate.fit.fits)
             row.clicked.connect(partial(self.draft_chosen.emit, known.path))
@@ -120,6 +121,14 @@ class DraftPage(QWidget):
                 if model
                 else "Load a model first."
             )
+
+    def _what_it_does(self, path: Path) -> str:
+        """Of the draft that is loaded or being loaded; of others nothing."""
+        draft = self._drafts.draft
+        if draft is not None and draft.path == path:
+            size = file_size(draft.weight_bytes + draft.kv_bytes)
+            return " ".join([f"Loaded, {size} of memory.", *draft.notes])
+        return "Loading…" if self._drafts.loading == path else ""
 
     def _row(self, name: str, picture: str, title: str, detail: str) -> Row:
         row = Row(self._themes, picture, title, detail, False)

@@ -66,6 +66,12 @@ class DraftService(QObject):
         """The draft model that is loaded, and is to stay so."""
         return None if self._unloading else self._service.status.draft
 
+    @property
+    def own_layer(self) -> Path | None:
+        """The model's own file, where it carries a layer that can guess for it."""
+        model = self._service.model
+        return model.path if model is not None and model.predicts else None
+
     def candidates(self) -> list[Candidate]:
         """The other models of this computer, those that fit first; begins to read those not looked at yet."""
         model = self._service.model

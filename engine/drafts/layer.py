@@ -114,7 +114,8 @@ class LayerDrafter(ModelDrafter):
 
     def _follow(self, sequence: Sequence) -> bool:
         follower = self._of(sequence)
-        assert follower is not None
+        if follower is None:
+            return False  # another one has just got its blocks
         self._settle(follower)
         follower.used = self._clock
         return self._grow(follower, follower.n_computed + len(follower.waiting))

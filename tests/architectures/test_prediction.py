@@ -15,8 +15,15 @@ from tests.architectures.small_model import LAYERS, VOCAB, WIDTH, SmallModel, nm
 from tests.architectures.test_definitions import deepseek, deepseek_block
 from tests.backends.memory_file import load
 
-EXACT = {"numpy": 1e-10, "opencl": 1e-5}
-DEVICES = ["numpy", *(["opencl"] if any(d.id.startswith("opencl") and not d.problem for d in list_devices()) else [])]
+EXACT = {"numpy": 1e-10, "opencl": 1e-5, "simt": 1e-5}
+OPENCL = any(d.id.startswith("opencl") and not d.problem for d in list_devices())
+
+
+@pytest.fixture(params=["numpy", *(["opencl", "simt"] if OPENCL else [])])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "simt":
+        monkeypatch.setenv("REALM_EXECUTOR", "gpu")
+    return str(request.param)
 
 
 def models(m: SmallModel, device: str) -> tuple[PartModel, PartModel]:
@@ -24,6 +31,7 @@ def models(m: SmallModel, device: str) -> tuple[PartModel, PartModel]:
     read = m.read()
     assert read.prediction is not None
     assert not [name for name in read.unused_tensors if "nextn" in name]
+    device = "opencl" if device == "simt" else device
     return tuple(load(device, cast("Any", m), graph, n_blocks=16) for graph in (read.graph, read.prediction))  # type: ignore[return-value]
 
 
@@ -35,7 +43,6 @@ def test_glm4_moe(normed_heads: bool) -> None:
     assert nmse(m.logits(ids, rows=7), want) < EXACT["numpy"]
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("own", [False, True])
 def test_the_layer_of_a_glm4_moe(own: bool, device: str) -> None:
     """In chunks, the rows of the model passed on to its layer; then on from what the layer made itself."""
@@ -69,7 +76,6 @@ def test_the_layer_of_a_glm4_moe(own: bool, device: str) -> None:
         model.close()
 
 
-@pytest.mark.parametrize("device", DEVICES)
 def test_rows_are_kept_of_a_step_that_wants_many_logits(device: str) -> None:
     """More than an executor computes at a time."""
     m, ids = glm4_moe(), tokens(150)

@@ -94,6 +94,29 @@ def test_choosing_reaches_the_next_request_and_later_chats(drafting, fitting):
     assert stage.engine.drafts == [fitting, None]
 
 
+def test_a_layer_of_the_models_own_file_is_offered_and_measured(drafting):
+    stage = drafting
+    status = stage.engine.status()
+    stage.engine._status = replace(status, model=replace(status.model, predicts=True))
+    stage.controller.service.refresh()
+    own = status.model.path
+    stage.window.open_model_popup("draft")
+    stage.until(lambda: stage.controller.drafts.page is not None and len(stage.controller.drafts.page.rows) == 5)
+    row = stage.controller.drafts.page.rows[str(own)]
+    assert "The model's own layer" in words(row)
+    row.click()
+    stage.until(lambda: stage.controller.drafts.drafts.draft is not None)
+    stage.ask("one")
+    assert stage.engine.requests[-1].draft.kind == DraftKind.MODEL
+    assert stage.engine.drafts == [own]
+    stage.window.open_model_popup("draft")
+    stage.until(lambda: words(stage.controller.drafts.page.rows[str(own)]).endswith("(current)"))
+    assert "Loaded, " in words(stage.controller.drafts.page.rows[str(own)])
+    stage.controller.drafts.find_fastest()
+    stage.until(lambda: stage.controller.drafts.drafts.results)
+    assert "The model's own layer" in [result.way.name for result in stage.controller.drafts.drafts.results]
+
+
 def test_the_draft_comes_back_with_its_model(open_stage, drafting, fitting):
     open_page(drafting).rows[str(fitting)].click()
     drafting.until(lambda: drafting.controller.drafts.drafts.draft is not None)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from engine.api import (
+    AdapterUse,
     ContextPolicy,
     DraftKind,
     DraftOptions,
@@ -22,13 +23,14 @@ from engine.api import (
 )
 from engine.devices import list_devices
 from engine.drafts.layer import LayerDrafter
-from engine.drafts.speculation import Planned, Speculation
+from engine.drafts.speculation import Pace, Planned, Speculation
 from engine.drafts.worth import Worth
 from engine.engine import Engine
 from engine.errors import RequestError
 from engine.gguf import GGUFFile
 from engine.stream import Stream
 from engine.tokenizer.vocabulary import read_vocabulary
+from tests.adapters.writer import write_gguf_adapter
 from tests.drafts.predicting_files import LAYERS, random_glm, rigged_glm, write
 
 LAYER, NGRAM = DraftOptions(DraftKind.MODEL), DraftOptions(DraftKind.NGRAM)
@@ -46,6 +48,7 @@ def guesses_are_checked_whether_they_pay_or_not(monkeypatch: pytest.MonkeyPatch)
         choose(self, planned, n_plain, spent)
 
     monkeypatch.setattr(Speculation, "_choose", check_all)
+    monkeypatch.setattr(Pace, "rests", lambda self: False)
     monkeypatch.setattr(Speculation, "_looked_up", lambda self, sequences, n_plain, resting: [])
     monkeypatch.setattr(Worth, "choose", lambda self, sequences: [self._first(s) for s in sequences])
 
@@ -173,6 +176,33 @@ def test_everything_is_given_back(serve: Callable[[Path], Engine], random_file: 
     for idle in drafter._idle:
         drafter.blocks.release(idle.blocks)
     assert drafter.blocks.free == drafter.model.n_blocks
+
+
+def test_adapters_act_and_change_beside_guesses(
+    serve: Callable[[Path], Engine], random_file: Path, tmp_path: Path, n_vocab: int
+) -> None:
+    """The layer reads what the model makes of its tokens with them; a change of them makes it begin anew."""
+    random = np.random.default_rng(1)
+    shapes = {"output.weight": (n_vocab, 64), "blk.0.attn_v.weight": (64, 64)}
+    tensors = {f"{name}.lora_a": random.standard_normal((4, columns)) for name, (_, columns) in shapes.items()}
+    tensors |= {f"{name}.lora_b": random.standard_normal((rows, 4)) for name, (rows, _) in shapes.items()}
+    uses = [AdapterUse(write_gguf_adapter(tmp_path / "lora.gguf", "glm4moe", tensors))]
+    engine = serve(random_file)
+    prompt = [3] * 40
+    plain, with_adapter = (finish(engine.submit(ask(prompt, 60, None, adapters=a)))[0] for a in ((), uses))
+    assert plain != with_adapter
+    both = [engine.submit(ask(prompt, 60, LAYER, adapters=a)) for a in ((), uses)]
+    assert [finish(stream)[0] for stream in both] == [plain, with_adapter]
+
+    stream = engine.submit(ask(prompt, 400, LAYER))
+    while len(got := [event for event in stream.wait(10) if isinstance(event, Token)]) < 1:
+        pass
+    engine.set_adapters(stream, uses).result(60)
+    tokens = [event.token for event in [*got, *stream] if isinstance(event, Token)]
+    plain, *_ = finish(engine.submit(ask(prompt, 400, None)))
+    changed = next(i for i, (a, b) in enumerate(zip(tokens, plain, strict=True)) if a != b)
+    alone, *_ = finish(engine.submit(ask([*prompt, *tokens[:changed]], 400 - changed, None, adapters=uses)))
+    assert tokens[changed:] == alone
 
 
 def test_a_layer_keeps_to_a_grammar(serve: Callable[[Path], Engine], random_file: Path) -> None:
