@@ -78,8 +78,11 @@ def open_tokenizer(name: str) -> Tokenizer:
 
 @contextmanager
 def open_engine() -> Iterator[Engine]:
+    from app.paths import cache_dir
     from engine.engine import Engine
+    from engine.kept import keep_in
 
+    keep_in(cache_dir())
     with Engine() as engine:
         yield engine
 

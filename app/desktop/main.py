@@ -26,6 +26,7 @@ from app.desktop.theme import Themes
 from app.desktop.window import MainWindow
 from app.store import ChatStore
 from engine.api import DeviceInfo
+from engine.kept import keep_in
 
 log = logging.getLogger("realm.desktop")
 
@@ -36,6 +37,7 @@ def real_services() -> Services:
     def make_engine() -> EngineLike:
         from engine.engine import Engine
 
+        keep_in(paths.cache_dir())
         return Engine()
 
     def list_devices() -> list[DeviceInfo]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,12 @@ from engine.api import DeviceInfo
 from engine.backends.opencl.formats import FORMATS
 from engine.backends.opencl.gpu_adapters import GpuAdapters
 from engine.backends.opencl.gpu_batch import MAX_ROPES, PARTIAL_SLOTS, fill_input, input_words, split_slots
+from engine.backends.opencl.gpu_choices import choose_kernels, choose_tensor_cores, choose_whole_steps, shortest
 from engine.backends.opencl.gpu_plan import MATVEC_ROWS, MOST_SLICES, Plan, Rows, Sizes
 from engine.backends.opencl.gpu_source import STEP_THREADS, HeadShape, KernelSizes, simt_source
 from engine.backends.opencl.gpu_step import Addresses, WholeSteps, can_run, step_table, takes
 from engine.backends.opencl.gpu_top import TopFinder, top_bytes
+from engine.backends.opencl.gpu_tuning import Tuner, tunes
 from engine.backends.opencl.gpu_variants import dot_variant, tensor_variant
 from engine.backends.opencl.kv_blocks import KV_LAYOUT, read_blocks, write_blocks
 from engine.backends.opencl.lowering import MOST_TOP, Buffer, Cache, Place, Program, lower, padded16, padded32
@@ -107,10 +110,12 @@ class GpuModel:
             progress("compiling", 1.0, ", ".join(names))
             self.weights.load(progress, cancelled)
             self._plan = self._allocate()
-            if not self._on.is_cpu:  # where one work-group has nobody to wait for
+            if tunes(self._on) and not cancelled():
+                self._tune(progress)
+            elif not self._on.is_cpu:  # where one work-group has nobody to wait for
                 self._try_whole_step()
             if not cancelled():
-                progress("measuring", 0.0, "read bandwidth")
+                progress("measuring", 0.9, "read bandwidth")
                 self._bandwidth = self._measure_bandwidth()
         except cl.MemoryError as error:
             self.close()
@@ -431,19 +436,58 @@ class GpuModel:
         """Keeps to a step as one kernel only if it comes to the bits of the same step kernel by kernel, here."""
         if self._whole is None:
             return
+        at_once = self._run_rows(1).copy()
+        whole, self._whole = self._whole, None
+        if np.array_equal(at_once, self._run_rows(1), equal_nan=True):
+            self._whole = whole
+
+    def _tune(self, progress: Progress) -> None:
+        """Chooses between kernels by what they take here; the device then says how steps are run."""
+        import pyopencl as cl
+
+        tuner, plan, queue, said = Tuner(self._on), self._plan, self._on.queue, []
+        scratch = self._sizes["scratch"] // 4 * 4  # what is read before any step has run
+        cl.enqueue_fill_buffer(queue, self._scratch, np.zeros(1, np.int32), 0, scratch)
+        choose_kernels(
+            tuner,
+            plan,
+            queue,
+            self._in,
+            most_rows=min(self.max_rows, self._max_logit_rows),
+            with_slices=not self._work.kernels.step,  # then all products of a phase have them by one rule
+            progress=progress,
+        )
+        self._try_whole_step()
+        whole = self._whole
+        if whole is not None:
+
+            def step(at_once: bool) -> float:
+                self._whole = whole if at_once else None
+                return shortest(queue, lambda: self._run_rows(1))
+
+            self._whole = whole if choose_whole_steps(tuner, plan, step) else None
+            said.append("whole-steps" if self._whole else "kernel-by-kernel")
+        if self._work.tensor_cores and min(self.max_rows, self.n_blocks * KV_BLOCK) >= 128:
+
+            def steps() -> float:
+                return sum(shortest(queue, lambda rows=rows: self._run_rows(rows)) for rows in (64, 128))  # type: ignore[misc]
+
+            said.append(f"tensor-cores-from-{choose_tensor_cores(tuner, plan, steps)}-rows")
+        tuner.keep()
+        self.device = replace(self.device, variants=(*self.device.variants, *said))
+
+    def _run_rows(self, rows: int) -> NDArray[np.float32]:
+        """A step of so many rows, the same each time."""
         batch = Batch(
-            tokens=np.zeros(1, np.int32),
-            positions=np.zeros(1, np.int32),
-            sequences=np.zeros(1, np.int32),
-            block_tables=np.zeros((1, 1), np.int32),
+            tokens=np.zeros(rows, np.int32),
+            positions=np.arange(rows, dtype=np.int32),
+            sequences=np.zeros(rows, np.int32),
+            block_tables=np.arange(-(-rows // KV_BLOCK), dtype=np.int32)[None],
             logit_rows=np.zeros(1, np.int32),
         )
         width = self._program.given.row_bytes // 4 if self._program.given else 0
-        given = np.ones((1, width), np.float32) if width else None  # else what is there by chance, and other in each
-        at_once = self.forward(batch, given).copy()
-        whole, self._whole = self._whole, None
-        if np.array_equal(at_once, self.forward(batch, given), equal_nan=True):
-            self._whole = whole
+        given = np.ones((rows, width), np.float32) if width else None  # else what is there by chance, and other in each
+        return self.forward(batch, given)
 
     def _rebind_adapters(self) -> None:
         self._plan.rebind_adapters()

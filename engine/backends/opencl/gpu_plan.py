@@ -7,7 +7,7 @@ is one list for each class of row counts; a kernel is bound when a step first ne
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -71,6 +71,19 @@ class Sizes:
     tensor_cores: bool = False  # for products of many rows
 
 
+@dataclass
+class Choices:
+    """What was found to be the fastest here (gpu_choices.py), before any step has run.
+
+    slices: by shape of products, work-items that share a row of weights. kernels: by shape and class of row counts, the
+    kernel for it, which comes to the same bits as the usual one. tensor_cores_from: rows of a step.
+    """
+
+    slices: dict[str, int] = field(default_factory=dict)
+    kernels: dict[tuple[str, str], str] = field(default_factory=dict)
+    tensor_cores_from: int = FEW_ROWS + 1
+
+
 @dataclass(frozen=True)
 class Rows:
     """Rows first .. first + n - 1 of a weight, which lie together."""
@@ -116,6 +129,7 @@ class Plan:
         self._sizes = sizes
         self._adapters = adapters
         self._kv_type = kv_type
+        self.choices = Choices()
         phases = [phase for phase in program.phases if phase[0].kind != "top"]  # which gpu_top.py does
         self._sites = [site for phase in phases for site in _sites(phase)]
         self._hidden_sites = sum(len(_sites(phase)) for phase in program.phases[: program.hidden_phases])
@@ -128,7 +142,7 @@ class Plan:
         Where adapters act on no row, these are the kernels of a model without any.
         """
         n_sites = self._hidden_sites if hidden else len(self._sites)
-        many = self._sizes.tensor_cores
+        many = self.choices.tensor_cores_from if self._sizes.tensor_cores else None
         classes = (row_class(counts.rows, many), row_class(counts.logit_rows, many))
         adapters = counts.lora.units > 0
         if (*classes, n_sites, adapters) not in self._lists:
@@ -312,8 +326,10 @@ class Plan:
 
     def _bind_matmul(self, site: list[Step], rows: str) -> list[Launch]:
         """A launch for all products of a site, or several where so many matrices are in pieces."""
+        return self.products(site, self.choices.kernels.get((shape_of(site), rows), rows), self.slices(site))
+
+    def products(self, site: list[Step], rows: str, slices: int) -> list[Launch]:
         parts = [(step, piece) for step in site for piece in self._rows(step.places[0])]
-        slices = self.slices(site)
         return [self._bind_product(parts[i : i + MATRICES], rows, slices) for i in range(0, len(parts), MATRICES)]
 
     def _bind_product(self, parts: list[tuple[Step, Rows]], rows: str, slices: int) -> Launch:
@@ -419,12 +435,26 @@ class Plan:
         if self._sizes.kernels.step:
             k = site[0].k
             return min(16 if k >= 2048 else 8 if k >= 512 else 4, self._sizes.slices[site[0].type])
+        chosen = self.choices.slices.get(shape_of(site))
+        if chosen:
+            return chosen
         groups = sum(-(-step.n // GROUP) for step in site)
         slices = 4
-        most = min(MOST_SLICES, self._sizes.slices[site[0].type], -(-site[0].k // 32))
+        most = self.most_slices(site)
         while 2 * slices <= most and GROUP * groups * slices < self._sizes.wanted_items:
             slices *= 2
         return slices
+
+    def most_slices(self, site: list[Step]) -> int:
+        return min(MOST_SLICES, self._sizes.slices[site[0].type], -(-site[0].k // 32))
+
+    def products_by_shape(self) -> dict[str, list[list[Step]]]:
+        """The products of the program that have a shape, those with the largest matrices first."""
+        found: dict[str, list[list[Step]]] = {}
+        for site in self._sites:
+            if site[0].kind == "matmul":
+                found.setdefault(shape_of(site), []).append(site)
+        return dict(sorted(found.items(), key=lambda item: -sum(step.n * step.k for step in item[1][0])))
 
 
 _BINDERS: dict[str, Callable[[Plan, Step], list[Launch]]] = {
@@ -442,14 +472,23 @@ _BINDERS: dict[str, Callable[[Plan, Step], list[Launch]]] = {
 }
 
 
-def row_class(rows: int, tensor_cores: bool = False) -> str:
+def shape_of(site: list[Step]) -> str:
+    """Of the matrices that go through one launch."""
+    first = site[0]
+    stacked = f" of {first.heads}" if first.heads > 1 else ""
+    return f"{first.type} {'+'.join(str(step.n) for step in site)}x{first.k}{stacked}"
+
+
+def row_class(rows: int, tensor_cores_from: int | None = None) -> str:
     """The kernel of matrix products for so many rows; empty for none."""
     if rows == 0:
         return ""
     for most in MATVEC_ROWS:
         if rows <= most:
             return f"matvec_{most}"
-    return "matmul_1" if rows <= FEW_ROWS else "mma" if tensor_cores else "matmul_4"
+    if rows <= FEW_ROWS:
+        return "matmul_1"
+    return "mma" if tensor_cores_from is not None and rows >= tensor_cores_from else "matmul_4"
 
 
 def _sites(phase: list[Step]) -> list[list[Step]]:
