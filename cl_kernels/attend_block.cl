@@ -1,4 +1,4 @@
-// A tile's work on blocks of the cache, for N query vectors at once. Included for each N up to DIRECT, which names it by
+// A tile's work on blocks of a cache of floats, for N query vectors at once. Included for each N up to DIRECT, which names it by
 // B(name): a loop is only unrolled, and its sums only kept in registers, where its length stands there as a number.
 
 // Times sixteen lanes that a query's sums have at once: as many as registers hold. Sixteen lanes are two of AVX2's sixteen
@@ -18,8 +18,6 @@
 #define EACH_QUERY _Pragma("unroll") for (int u = 0; u < N; u++)
 #define EACH_VECTOR _Pragma("unroll") for (int i = 0; i < VECTORS; i++)
 #define EACH_OF(n) _Pragma("unroll") for (int i = 0; i < n; i++)
-
-#if KV_TYPE == KV_F16
 
 // Scores of queries j .. j + N - 1 with the keys kt of BLOCKS blocks of the span from block k on; kf: the keys of one block
 // as floats, or 0. WIDE: times sixteen lanes at once, all of them if there is more than one block.
@@ -112,104 +110,6 @@ static inline __attribute__((always_inline)) void B(values)(
     for (; d < vectors; d++)
         B(columns_1)(s, j, k, written, vt, vf, ahead, d, vectors);
 }
-
-#else
-
-// As above.
-static inline __attribute__((always_inline)) void B(scores)(
-    const Span *s, int j, int k, const __global uchar *kt, const __global uchar *ahead)
-{
-    const int head_width = s->a->head_width, factors = padded32(head_width);
-    const __global uchar *scales = kt + code_bytes(head_width);
-    const __private Query *q = s->q + j;
-    for (int part = 0; part < 2; part += VECTORS) {
-        float16 sum[N][VECTORS];
-        EACH_QUERY EACH_VECTOR sum[u][i] =
-            (float16)(0.0f);
-        for (int g = 0; 32 * g < head_width; g++) {
-            int16 dot[N][VECTORS][SUMS];
-            EACH_QUERY EACH_VECTOR
-            {
-                dot[u][i][0] = (int16)(0);
-                dot[u][i][SUMS - 1] = (int16)(-q[u].offsets[g]);
-            }
-            _Pragma("unroll") for (int e = 0; e < CODE_BITS; e++) EACH_VECTOR
-            {
-                const int at = ((g * CODE_BITS + e) * POSITIONS + 16 * (part + i)) * 4;
-                const int16 bytes = load_int16(kt + at);
-                FETCH(ahead + at);
-#if KV_TYPE == KV_Q8_0
-                const Codes codes = codes_of(bytes);
-                EACH_QUERY dot_codes(dot[u][i], codes, four(q[u].factors, factors, 8 * g + e));
-#else
-                const Codes low = codes_of(bytes & 0x0f0f0f0f), high = codes_of((bytes >> 4) & 0x0f0f0f0f);
-                EACH_QUERY
-                {
-                    dot_codes(dot[u][i], low, four(q[u].factors, factors, 8 * g + 2 * e));
-                    dot_codes(dot[u][i], high, four(q[u].factors, factors, 8 * g + 2 * e + 1));
-                }
-#endif
-            }
-            EACH_VECTOR
-            {
-                const int at = 2 * (g * POSITIONS + 16 * (part + i));
-                const float16 scale = load_half16(scales + at);
-                if (part + i == 0)
-                    FETCH(ahead + (scales - kt) + at);
-                EACH_QUERY sum[u][i] += to_float(dot_total(dot[u][i])) * (scale * q[u].scales[g]);
-            }
-        }
-        EACH_QUERY EACH_VECTOR
-            *(__private float16 *)(s->p + (j + u) * SPAN + POSITIONS * k + 16 * (part + i)) = sum[u][i];
-    }
-}
-
-// Adds columns 32 g .. 32 g + 31 of the values of the span, to what queries j .. j + N - 1 have gathered.
-static inline __attribute__((always_inline)) void B(values)(const Span *s, int j, int g, int head)
-{
-    const int vectors = padded16(s->a->value_width) / 16, groups = padded32(s->a->value_width) / 32;
-    const __private uchar *weights = s->weights + j * 2 * SPAN;
-    for (int part = 0; part < 2; part += VECTORS) {
-        int16 dot[N][VECTORS][SUMS];
-        EACH_QUERY EACH_VECTOR
-        {
-            dot[u][i][0] = (int16)(0);
-            dot[u][i][SUMS - 1] = (int16)(-s->weight_offsets[j + u]);
-        }
-        for (int k = s->first; k < s->last; k++) {
-            if (unseen(s->a, j, N, s->start + POSITIONS * k, s->start + POSITIONS * (k + 1)))
-                continue;
-            const __global uchar *vt = s->vt[k] + head * value_bytes(s->a->value_width);
-            const __global uchar *ahead = ahead_of(s, k, 1, head, vt);
-            FETCH(ahead + code_bytes(s->a->value_width) + 2 * POSITIONS * g);
-            _Pragma("unroll 2") for (int e = 0; e < POSITIONS / 4; e++)
-            {
-                Four w[N];
-                EACH_QUERY w[u] = four(weights + u * 2 * SPAN, SPAN, POSITIONS / 4 * k + e);
-#if KV_TYPE == KV_Q4_0
-                const int16 bytes = load_int16(vt + (e * groups + g) * 64);
-                FETCH(ahead + (e * groups + g) * 64);
-#endif
-                EACH_VECTOR
-                {
-#if KV_TYPE == KV_Q8_0
-                    const int at = (e * groups + g) * 128 + 64 * (part + i);
-                    const Codes codes = codes_of(load_int16(vt + at));
-                    FETCH(ahead + at);
-#else
-                    const Codes codes = codes_of((part + i ? bytes >> 4 : bytes) & 0x0f0f0f0f);
-#endif
-                    EACH_QUERY dot_codes(dot[u][i], codes, w[u]);
-                }
-            }
-        }
-        EACH_QUERY EACH_VECTOR
-            if (2 * g + part + i < vectors)
-                s->acc[(j + u) * vectors + 2 * g + part + i] += to_float(dot_total(dot[u][i])) * s->weight_scales[j + u];
-    }
-}
-
-#endif
 
 #undef VECTORS
 #undef PAIRS

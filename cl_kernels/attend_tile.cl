@@ -78,8 +78,7 @@ static inline void attend_span(const Span *s)
             EACH_BATCH(scores, k, kt, floats, ahead)
         }
     }
-    for (int i = 0; i < heads * queries; i++)
-        soften(s, i);
+    soften(s, heads * queries);
     const int padded = padded16(a->value_width);
     for (int k = s->first; k < s->last; k++)
         for (int head = 0; head < heads; head++) {
@@ -94,20 +93,46 @@ static inline void attend_span(const Span *s)
             EACH_BATCH(values, k, written, vt, floats, ahead)
         }
 #else
-    for (int k = s->first; k < s->last; k++)
+    float largest[MAX_QUERIES * MAX_WIDTH / 32]; // [heads][groups of values]: scales in the span
+    const int groups = padded32(a->value_width) / 32;
+    if (s->first == 0 && s->last == SPAN_BLOCKS) // if not, no row sees all of it
+        for (int head = 0; head < heads; head++)
+            for (int g = 0; g < groups; g++)
+                largest[head * groups + g] = largest_scale(s, g, head * value_size);
+    for (int k = s->first, n; k < s->last; k += n) {
+        n = min(MOST_BLOCKS, s->last - k);
         for (int head = 0; head < heads; head++) {
-            const __global uchar *kt = s->kt[k] + head * key_size, *ahead = ahead_of(s, k, 0, head, kt);
-            EACH_BATCH(scores, k, kt, ahead)
+            const __global uchar *kt[2];
+            for (int i = 0; i < n; i++)
+                kt[i] = s->kt[k + i] + head * key_size;
+            EACH_BATCH(scores, k, n, kt)
         }
-    for (int i = 0; i < heads * queries; i++)
-        soften(s, i);
-    for (int head = 0; head < heads; head++)
-        for (int g = 0; 32 * g < a->value_width; g++) {
-            for (int i = head * queries; i < (head + 1) * queries; i++)
-                round_weights(s, i, g, head * value_size);
-            EACH_BATCH(values, g, head)
+    }
+    soften(s, heads * queries);
+    for (int head = 0; head < heads; head++) {
+        const __global uchar *vt[SPAN_BLOCKS];
+        for (int k = s->first; k < s->last; k++)
+            vt[k] = s->vt[k] + head * value_size;
+        for (int g = 0; g < groups; g++) {
+            weigh(s, head * queries, queries, g, vt, largest[head * groups + g]);
+            EACH_BATCH(values, g, vt)
         }
+    }
 #endif
+}
+
+// At the end of a segment: totals and sums come together.
+static inline void settle(const Span *s, int queries)
+{
+    const int vectors = padded16(s->a->value_width) / 16;
+    for (int i = 0; i < queries; i++) {
+        s->state[i].total = sum16(s->totals[i]);
+#if KV_TYPE != KV_F16
+        const int groups = (vectors + 1) / 2;
+        for (int d = 0; d < vectors; d++)
+            s->acc[i * vectors + d] -= CODE_ZERO * sum16(s->offsets[i * groups + d / 2]);
+#endif
+    }
 }
 
 // With partial == 0 the result goes to out. Otherwise the positions lie in one segment, and head h of row 0 leaves its
@@ -125,9 +150,12 @@ static void attend_tile(const Attend *a)
     float16 acc[MAX_QUERIES * MAX_WIDTH / 16], sums[MAX_QUERIES * MAX_WIDTH / 16]; // of this segment, of those before
     float p[MAX_QUERIES * SPAN] __attribute__((aligned(64)));
     Gathered state[MAX_QUERIES], before[MAX_QUERIES];
+    float16 totals[MAX_QUERIES];
     int segments = 0; // behind this one
-    for (int i = 0; i < all; i++)
-        state[i].best = before[i].best = -INFINITY, state[i].total = before[i].total = 0.0f;
+    for (int i = 0; i < all; i++) {
+        state[i].best = before[i].best = -INFINITY, before[i].total = 0.0f;
+        totals[i] = (float16)(0.0f);
+    }
     for (int i = 0; i < all * vectors; i++)
         acc[i] = sums[i] = (float16)(0.0f);
 
@@ -138,6 +166,7 @@ static void attend_tile(const Attend *a)
     s.state = state;
     s.acc = acc;
     s.p = p;
+    s.totals = totals;
 #if KV_TYPE != KV_F16
     const int groups = padded32(head_width) / 32;
     uchar factors[MAX_QUERIES * MAX_WIDTH * 2] __attribute__((aligned(64)));
@@ -145,10 +174,17 @@ static void attend_tile(const Attend *a)
     int offsets[MAX_QUERIES * MAX_WIDTH / 32];
     uchar weights[MAX_QUERIES * SPAN * 2] __attribute__((aligned(64)));
     float weight_scales[MAX_QUERIES];
-    int weight_offsets[MAX_QUERIES];
+    float shares[MAX_QUERIES];
+    float16 offsets_sums[MAX_QUERIES * MAX_WIDTH / 32];
     s.weights = weights;
     s.weight_scales = weight_scales;
-    s.weight_offsets = weight_offsets;
+    s.shares = shares;
+    SpanAhead ahead;
+    ahead.lines = lines_ahead(a);
+    s.ahead = &ahead;
+    s.offsets = offsets_sums;
+    for (int i = 0; i < all * ((vectors + 1) / 2); i++)
+        offsets_sums[i] = (float16)(0.0f);
 #endif
     for (int i = 0; i < all; i++) {
         const int row = i % queries / a->heads, head = i / queries * a->heads + i % a->heads;
@@ -166,15 +202,24 @@ static void attend_tile(const Attend *a)
     for (int start = a->first / SPAN * SPAN; start < a->last; start += SPAN) {
         if (start > a->first && start % a->segment == 0) {
             segments++;
+            settle(&s, all);
             for (int i = 0; i < all; i++) {
                 merge_segment(before + i, sums + i * vectors, state[i], acc + i * vectors, vectors);
                 state[i].best = -INFINITY;
-                state[i].total = 0.0f;
+                totals[i] = (float16)(0.0f);
                 for (int d = 0; d < vectors; d++)
                     acc[i * vectors + d] = (float16)(0.0f);
+#if KV_TYPE != KV_F16
+                for (int g = 0; 2 * g < vectors; g++)
+                    offsets_sums[i * ((vectors + 1) / 2) + g] = (float16)(0.0f);
+#endif
             }
         }
         s.start = start;
+#if KV_TYPE != KV_F16
+        ahead.piece = 0;
+        ahead.at = ahead.end = 0;
+#endif
         s.first = max(0, a->first - start) / POSITIONS;
         s.last = min(SPAN_BLOCKS, (a->last - start + POSITIONS - 1) / POSITIONS);
         for (int k = s.first; k < s.last; k++) {
@@ -184,6 +229,7 @@ static void attend_tile(const Attend *a)
         }
         attend_span(&s);
     }
+    settle(&s, all);
     for (int i = 0; i < all; i++) {
         const int row = i % queries / a->heads, head = i / queries * a->heads + i % a->heads;
         const float16 *sum = acc + i * vectors;
@@ -216,14 +262,24 @@ static void combine_partials(const __global float *partial, int splits, long str
     all.total = 0.0f;
     for (int d = 0; d < vectors; d++)
         sum[d] = (float16)(0.0f);
-    for (int s = 0; s < splits; s++, partial += stride) {
-        part.best = partial[16 * vectors];
-        part.total = partial[16 * vectors + 1];
-        if (part.best == -INFINITY) // outside of the window
-            continue;
-        for (int d = 0; d < vectors; d++)
-            part_sum[d] = load16(partial + 16 * d);
-        merge_segment(&all, sum, part, part_sum, vectors);
+    for (int first = 0; first < splits; first += 16) { // factors of sixteen at once: they are what takes time
+        const int count = min(16, splits - first);
+        float factors[16] __attribute__((aligned(64)));
+        float best = all.best;
+        *(float16 *)factors = (float16)(0.0f);
+        for (int s = 0; s < count; s++) {
+            const float own = partial[s * stride + 16 * vectors];
+            factors[s] = -fabs(best - own);
+            best = own > best ? own : best;
+        }
+        *(float16 *)factors = exp2_16(*(float16 *)factors);
+        for (int s = 0; s < count; s++, partial += stride) {
+            part.best = partial[16 * vectors];
+            part.total = partial[16 * vectors + 1];
+            for (int d = 0; d < vectors; d++)
+                part_sum[d] = load16(partial + 16 * d);
+            merge_by(&all, sum, part, part_sum, vectors, factors[s]);
+        }
     }
     finish_row(all, sum, value_width, sink, out);
 }

@@ -45,32 +45,46 @@ static inline void rotate_row(__global float *x, int heads, int head_width, int 
     }
 }
 
-// What a row and head have gathered: the sum of exp(score - best) times value, not yet divided by `total`, the sum of
-// exp(score - best). best is -INFINITY and the rest 0 while nothing was seen.
+#define LOG2E 1.44269504f
+
+// What a row and head have gathered: the sum of 2^(score - best) times value, not yet divided by `total`, the sum of
+// 2^(score - best), scores being in units of log2. best is -INFINITY and the rest 0 while nothing was seen.
 typedef struct {
     float best, total;
 } Gathered;
 
-// Adds a segment's result to that of the segments before it. The first, added to nothing, stays as it is.
+// Adds a segment's result to that of the segments before it. The first, added to nothing, stays as it is. factor:
+// 2^-(difference between the two's best).
+static inline __attribute__((always_inline)) void merge_by(
+    __private Gathered *all, __private float16 *sum, Gathered part, const __private float16 *part_sum, int vectors, float factor)
+{
+    if (part.best > all->best) {
+        all->best = part.best;
+        all->total = all->total * factor + part.total;
+        for (int d = 0; d < vectors; d++)
+            sum[d] = sum[d] * factor + part_sum[d];
+    } else if (part.best != -INFINITY) {
+        all->total = part.total * factor + all->total;
+        for (int d = 0; d < vectors; d++)
+            sum[d] = part_sum[d] * factor + sum[d];
+    }
+}
+
+static inline __attribute__((always_inline)) float one_exp2(float x) { return exp2_16((float16)(x)).s0; }
+
 static inline __attribute__((always_inline)) void merge_segment(
     __private Gathered *all, __private float16 *sum, Gathered part, const __private float16 *part_sum, int vectors)
 {
-    const float best = all->best > part.best ? all->best : part.best, base = best == -INFINITY ? 0.0f : best;
-    const float a = all->best == -INFINITY ? 0.0f : exp16((float16)(all->best - base)).s0;
-    const float b = part.best == -INFINITY ? 0.0f : exp16((float16)(part.best - base)).s0;
-    all->best = best;
-    all->total = all->total * a + part.total * b;
-    for (int d = 0; d < vectors; d++)
-        sum[d] = sum[d] * a + part_sum[d] * b;
+    merge_by(all, sum, part, part_sum, vectors, one_exp2(-fabs(all->best - part.best)));
 }
 
 // Writes the mean of the values: the sum by its total, to which a sink, if there is one, adds its share.
 static inline __attribute__((always_inline)) void finish_row(
     Gathered all, const __private float16 *sum, int value_width, const __global float *sink, __global float *out)
 {
-    const float at = sink ? sink[0] : -INFINITY, most = all.best > at ? all.best : at;
-    const float weight = exp16((float16)(all.best - most)).s0;
-    const float total = all.total * weight + (sink ? exp16((float16)(at - most)).s0 : 0.0f);
+    const float at = sink ? sink[0] * LOG2E : -INFINITY, most = all.best > at ? all.best : at;
+    const float weight = one_exp2(all.best - most);
+    const float total = all.total * weight + (sink ? one_exp2(at - most) : 0.0f);
     int d = 0;
     for (; d + 16 <= value_width; d += 16)
         store16(sum[d / 16] * (weight / total), out + d);
@@ -101,116 +115,30 @@ typedef struct {
 } Attend;
 
 #if KV_TYPE == KV_F16
-
 typedef const __global float *Query;
-
 #else
-
-// Whole numbers of 15 bits, to be multiplied with codes of the cache: queries, and weights of positions. Four of them are
-// two words: with REALM_BYTES the bytes 128 a + b, a in one word and b in the other, otherwise int16 in the order 0, 2
-// and 1, 3. `count` of them are two arrays of bytes, or one of pairs of words.
-#define LARGEST_FACTOR 16256.0f
-
-typedef struct {
-    int a, b;
-} Four;
-
-static inline __attribute__((always_inline)) Four four(const __private uchar *factors, int count, int i)
-{
-    Four x;
-#ifdef REALM_BYTES
-    x.a = ((const __private int *)factors)[i];
-    x.b = ((const __private int *)(factors + count))[i];
-#else
-    x.a = ((const __private int *)factors)[2 * i];
-    x.b = ((const __private int *)factors)[2 * i + 1];
-#endif
-    return x;
-}
-
-// Sixteen whole numbers as factors `at` .. at + 15; of n only the lower 16 bits matter.
-static inline __attribute__((always_inline)) void put_factors(int16 n, __private uchar *factors, int count, int at)
-{
-#ifdef REALM_BYTES
-    *(__private uchar16_unaligned *)(factors + at) = __builtin_convertvector(n >> 7, uchar16);
-    *(__private uchar16_unaligned *)(factors + count + at) = __builtin_convertvector(n & 127, uchar16);
-#else
-    *(__private short16_unaligned *)(factors + 2 * at) = __builtin_convertvector(n, short16).s021346578a9bcedf;
-#endif
-}
-
-// Codes of the cache, four a lane, each 0 .. 255, as dot_codes wants them
-#ifdef REALM_BYTES
-#define SUMS 2
-typedef int16 Codes;
-static inline __attribute__((always_inline)) Codes codes_of(int16 bytes) { return bytes; }
-#else
-#define SUMS 1
-typedef struct {
-    int16 even, odd;
-} Codes;
-static inline __attribute__((always_inline)) Codes codes_of(int16 bytes)
-{
-    Codes c;
-    c.even = bytes & 0x00ff00ff;
-    c.odd = (bytes >> 8) & 0x00ff00ff;
-    return c;
-}
-#endif
-
-static inline __attribute__((always_inline)) void dot_codes(__private int16 *sums, Codes c, Four x)
-{
-#ifdef REALM_BYTES
-    sums[0] = dot4(sums[0], c, x.a);
-    sums[1] = dot4(sums[1], c, x.b);
-#else
-    sums[0].lo = dot2(dot2(sums[0].lo, c.even.lo, x.a), c.odd.lo, x.b);
-    sums[0].hi = dot2(dot2(sums[0].hi, c.even.hi, x.a), c.odd.hi, x.b);
-#endif
-}
-
-static inline __attribute__((always_inline)) int16 dot_total(const __private int16 *sums)
-{
-    return SUMS == 2 ? (sums[0] << 7) + sums[SUMS - 1] : sums[0];
-}
-
-#define ROUND_MAGIC 12582912.0f    // x + this has x, rounded to the nearest whole number, in its lowest bits
-#define ROUND_MAGIC_BITS 0x4b400000
-
 // A query as factors, a scale for each 32 columns, and what the codes' zero adds to their products.
 typedef struct {
     const __private uchar *factors;
     const __private float *scales;
     const __private int *offsets;
 } Query;
-
-static inline void quantise_query(
-    const __global float *q, int width, __private uchar *factors, __private float *scales, __private int *offsets)
-{
-    for (int d = 0; d < width; d += 32) {
-        float numbers[32] __attribute__((aligned(64)));
-        columns32(q, d, width, numbers);
-#if KV_TYPE == KV_Q4_0
-        rotate32(numbers);
-#endif
-        const float16 a = *(const __private float16 *)numbers, b = *(const __private float16 *)(numbers + 16);
-        const float largest = max16(max_16(abs_16(a), abs_16(b)));
-        const float inverse = largest > 0.0f ? LARGEST_FACTOR / largest : 0.0f;
-        const int16 low = __builtin_astype(a * inverse + ROUND_MAGIC, int16) - ROUND_MAGIC_BITS;
-        const int16 high = __builtin_astype(b * inverse + ROUND_MAGIC, int16) - ROUND_MAGIC_BITS;
-        put_factors(low, factors, padded32(width), d);
-        put_factors(high, factors, padded32(width), d + 16);
-        scales[d / 32] = largest / LARGEST_FACTOR;
-        offsets[d / 32] = CODE_ZERO * sum_int16(low + high);
-    }
-}
-
 #endif
 
 // Blocks whose scores pass through one softmax: a segment is a whole number of such spans.
 #define SPAN_BLOCKS 4
 #define FETCH_AHEAD (32 << 10) // bytes of the cache that are asked for before they are used
 #define SPAN (SPAN_BLOCKS * POSITIONS)
+
+#if KV_TYPE != KV_F16
+// What the next span reads is asked for a little at a time, wherever this one computes: so the memory always has something
+// to do, and never more than the processor can wait for.
+typedef struct SpanAhead {
+    int piece;                 // of the next span: keys of its blocks, then their values
+    int lines;                 // to ask for at a time
+    const __global uchar *at, *end; // what is left of the piece
+} SpanAhead;
+#endif
 
 // A tile's work on one span.
 typedef struct {
@@ -221,13 +149,18 @@ typedef struct {
     const __private Query *q;
     __private Gathered *state;
     __private float16 *acc;                 // [queries][padded value width]
-    __private float *p;                     // [queries][SPAN]: scores, then exp(score - best)
+    __private float *p;                     // [queries][SPAN]: scores, then 2^(score - the largest)
+    __private float16 *totals;              // [queries]: the state's total, sixteen lanes of it
 #if KV_TYPE != KV_F16
+    __private float *shares;                // [queries]: what p is to be multiplied with: 2^(the span's largest - best)
+    __private float16 *offsets;             // [queries][groups of values]: what the codes' zero has added to acc, sixteen lanes
     __private uchar *weights;               // [queries] factors: p times the scale of the values' group
     __private float *weight_scales;         // [queries]
-    __private int *weight_offsets;          // [queries]: what the codes' zero adds to the products
+    __private SpanAhead *ahead;                // what to ask for
 #endif
 } Span;
+
+#if KV_TYPE == KV_F16
 
 // What is used a->fetch blocks of keys or values after the keys (or values) of block k of the span: those of `head` there,
 // or `own`, which is being used, where nothing more comes. It is asked for bit by bit while these are used, all heads of a
@@ -251,98 +184,159 @@ static inline const __global uchar *ahead_of(const Span *s, int k, int values, i
     return after / SPAN_BLOCKS % 2 ? a->values + at * value_bytes(a->value_width) : a->keys + at * key_bytes(a->head_width);
 }
 
+#else
+
+#ifdef REALM_F16_AVX512
+#define MOST_BLOCKS 2 // whose keys are multiplied together
+#else
+#define MOST_BLOCKS 1
+#endif
+
+static inline void next_piece(const Span *s)
+{
+    const Attend *a = s->a;
+    __private SpanAhead *x = s->ahead;
+    const int piece = x->piece++;
+    int block = s->start / POSITIONS + piece % SPAN_BLOCKS, first = a->kv_head;
+    // whoever has a segment of some heads goes on with that of the next heads, and then with the next segment
+    const int ends = a->partial && s->start + SPAN >= a->last, more = first + a->together < a->kv_heads;
+    if (ends)
+        first = more ? first + a->together : 0;
+    if (!ends || !more)
+        block += SPAN_BLOCKS;
+    x->at = x->end = a->keys;
+    if (piece >= 2 * SPAN_BLOCKS || POSITIONS * block >= a->end)
+        return;
+    const long at = (long)a->block_table[block] * a->kv_heads + first;
+    const long size = piece < SPAN_BLOCKS ? key_bytes(a->head_width) : value_bytes(a->value_width);
+    x->at = (piece < SPAN_BLOCKS ? a->keys : a->values) + at * size;
+    x->end = x->at + a->together * size;
+}
+
+static inline void ask_ahead(const Span *s)
+{
+    __private SpanAhead *x = s->ahead;
+    const __global uchar *at = x->at;
+    if (at >= x->end) {
+        next_piece(s);
+        at = x->at;
+    }
+    for (int i = 0; i < x->lines; i++, at += 64)
+        FETCH(at);
+    x->at = at;
+}
+
+// How many lines to ask for at a time, so that all that a span of a tile reads is asked for in the course of one.
+static inline int lines_ahead(const Attend *a)
+{
+    const int queries = a->rows * a->heads * a->together;
+    const int asked = a->together * (SPAN_BLOCKS / MOST_BLOCKS * (padded32(a->head_width) / 32)
+                                     + padded32(a->value_width) / 32 * SPAN_BLOCKS)
+                      + queries * (1 + padded32(a->value_width) / 32);
+    const int bytes = SPAN_BLOCKS * a->together * (int)(key_bytes(a->head_width) + value_bytes(a->value_width));
+    return bytes / 64 / asked + 1;
+}
+
+#endif
+
 // Where query i's row stands.
 static inline __attribute__((always_inline)) int position_of(const Attend *a, int i)
 {
     return a->whole ? a->last - 1 : a->row_position + i % (a->rows * a->heads) / a->heads;
 }
 
-// Whether none of the rows of queries i .. i + n - 1 sees a position from .. to - 1.
-static inline __attribute__((always_inline)) int unseen(const Attend *a, int i, int n, int from, int to)
-{
-    return position_of(a, i + n - 1) < from || (a->window && to <= position_of(a, i) - a->window + 1);
-}
-
-// Scores of query i become exp(score - best), 0 where its row does not see the position; what was gathered follows `best`.
-static inline void soften(const Span *s, int i)
+// Whether query i's row sees all positions of the span.
+static inline __attribute__((always_inline)) int sees_all(const Span *s, int i)
 {
     const Attend *a = s->a;
-    const int to = position_of(a, i) - s->start, from = a->window ? to - a->window + 1 : 0; // the lanes that the row sees
-    const int16 lane = (int16)(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    const int begin = POSITIONS * s->first, end = POSITIONS * s->last;
+    const int to = position_of(a, i) - s->start;
+    return to >= SPAN - 1 && (!a->window || to < a->window);
+}
+
+// The largest score of query i in the span, in units of log2. They stay as they are where the row sees all of the span and
+// nothing caps them; elsewhere they too are brought into these units, those of hidden positions to -INFINITY.
+static inline float largest_score(const Span *s, int i, int plain)
+{
+    const Attend *a = s->a;
     __private float *p = s->p + i * SPAN;
     float16 most = (float16)(-INFINITY);
-    for (int x = begin; x < end; x += 16) {
+    if (plain) {
+        _Pragma("unroll") for (int x = 0; x < SPAN; x += 16) most = max_16(most, *(const __private float16 *)(p + x));
+        return max16(most) * (a->scale * LOG2E);
+    }
+    const int to = position_of(a, i) - s->start, from = a->window ? to - a->window + 1 : 0; // the lanes that the row sees
+    const int16 lane = (int16)(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    for (int x = POSITIONS * s->first; x < POSITIONS * s->last; x += 16) {
         float16 v = *(__private float16 *)(p + x) * a->scale;
         if (a->softcap > 0.0f)
             v = activate16(ACT_SOFTCAP, v, a->softcap);
-        if (x + 15 > to || x < from)
-            v = ((lane + x > to) | (lane + x < from)) ? (float16)(-INFINITY) : v;
+        v = ((lane + x > to) | (lane + x < from)) ? (float16)(-INFINITY) : v * LOG2E;
         *(__private float16 *)(p + x) = v;
         most = max_16(most, v);
     }
-    __private Gathered *state = s->state + i;
-    const float best = state->best, own = max16(most), now = best > own ? best : own;
-    const float base = now == -INFINITY ? 0.0f : now;
-    float16 total = (float16)(0.0f);
-    for (int x = begin; x < end; x += 16) {
-        const float16 v = *(__private float16 *)(p + x);
-        const float16 e = v == -INFINITY ? (float16)(0.0f) : exp16(v - base);
-        *(__private float16 *)(p + x) = e;
-        total += e;
-    }
-    state->best = now;
-    if (best == now) {
-        state->total += sum16(total);
-        return;
-    }
-    const float shrink = best == -INFINITY ? 0.0f : exp16((float16)(best - base)).s0;
-    state->total = state->total * shrink + sum16(total);
+    return max16(most);
+}
+
+// Scores become 2^(score - largest), 0 where a row does not see the position, and what was gathered follows the largest. That
+// is the largest so far, or, with codes, the largest of the span: then `shares` says what is missing.
+static inline void soften(const Span *s, int queries)
+{
+    const Attend *a = s->a;
     const int vectors = padded16(a->value_width) / 16;
-    for (int d = 0; d < vectors; d++)
-        s->acc[i * vectors + d] *= shrink;
-}
-
+    float own[MAX_QUERIES];
+    float shrink[MAX_QUERIES] __attribute__((aligned(64)));
+    float share[MAX_QUERIES] __attribute__((aligned(64)));
+    for (int i = 0; i < queries; i++) {
+        own[i] = largest_score(s, i, a->softcap <= 0.0f && sees_all(s, i));
+        const float best = s->state[i].best, now = best > own[i] ? best : own[i], base = now == -INFINITY ? 0.0f : now;
+        s->state[i].best = now;
+        shrink[i] = best - base;
+        share[i] = own[i] - base;
+    }
+    for (int i = 0; i < queries; i += 16) {
+        *(__private float16 *)(shrink + i) = exp2_16(*(const __private float16 *)(shrink + i));
+        *(__private float16 *)(share + i) = exp2_16(*(const __private float16 *)(share + i));
+    }
+    for (int i = 0; i < queries; i++) {
 #if KV_TYPE != KV_F16
-
-static inline __attribute__((always_inline)) void round_span(
-    const Span *s, int i, const __private float *p, long at_scales, int first, int last)
-{
-    float16 w[2 * SPAN_BLOCKS];
-    int16 most = (int16)(0); // bits of numbers that are not negative: they have their order, and what is none is above all
-    _Pragma("unroll") for (int k = 0; k < 2 * SPAN_BLOCKS; k++)
-    {
-        if (k / 2 < first || k / 2 >= last)
-            continue;
-        const float16 e = *(const __private float16 *)(p + 16 * k);
-        const float16 scale = load_half16(s->vt[k / 2] + at_scales + 32 * (k % 2));
-        w[k] = e > 0.0f ? e * scale : (float16)(0.0f); // a scale that the row does not see may be no number
-        const int16 bits = __builtin_astype(w[k], int16) & 0x7fffffff;
-        most = most > bits ? most : bits;
-    }
-    const float largest = as_float(max_int16(most)), inverse = largest > 0.0f ? LARGEST_FACTOR / largest : 0.0f;
-    int16 sum = (int16)(0);
-    _Pragma("unroll") for (int k = 0; k < 2 * SPAN_BLOCKS; k++)
-    {
-        if (k / 2 < first || k / 2 >= last)
-            continue;
-        const int16 n = __builtin_astype(w[k] * inverse + ROUND_MAGIC, int16) - ROUND_MAGIC_BITS;
-        sum += n;
-        put_factors(n, s->weights + i * 2 * SPAN, SPAN, 16 * k);
-    }
-    s->weight_scales[i] = largest / LARGEST_FACTOR;
-    s->weight_offsets[i] = CODE_ZERO * sum_int16(sum);
-}
-
-// The weights of query i for columns 32 g .. 32 g + 31 of the values, which lie `offset` bytes behind those of the first head.
-static inline void round_weights(const Span *s, int i, int g, long offset)
-{
-    const long at_scales = offset + code_bytes(s->a->value_width) + 2 * POSITIONS * g;
-    const __private float *p = s->p + i * SPAN;
-    if (s->first == 0 && s->last == SPAN_BLOCKS) // the same without the questions
-        round_span(s, i, p, at_scales, 0, SPAN_BLOCKS);
-    else
-        round_span(s, i, p, at_scales, s->first, s->last);
-}
-
+        ask_ahead(s);
 #endif
+        __private float *p = s->p + i * SPAN;
+        float16 total = (float16)(0.0f);
+#if KV_TYPE == KV_F16
+        const float base = s->state[i].best == -INFINITY ? 0.0f : s->state[i].best;
+#else
+        const float base = own[i] == -INFINITY ? 0.0f : own[i];
+#endif
+        if (a->softcap <= 0.0f && sees_all(s, i)) {
+            const float steepness = a->scale * LOG2E;
+            _Pragma("unroll") for (int x = 0; x < SPAN; x += 16)
+            {
+                const float16 e = exp2_16(*(const __private float16 *)(p + x) * steepness - base);
+                *(__private float16 *)(p + x) = e;
+                total += e;
+            }
+        } else {
+            for (int x = POSITIONS * s->first; x < POSITIONS * s->last; x += 16) {
+                const float16 v = *(const __private float16 *)(p + x);
+                const float16 e = v == -INFINITY ? (float16)(0.0f) : exp2_16(v - base);
+                *(__private float16 *)(p + x) = e;
+                total += e;
+            }
+        }
+        if (shrink[i] != 1.0f) {
+            s->totals[i] *= shrink[i];
+            for (int d = 0; d < vectors; d++)
+                s->acc[i * vectors + d] *= shrink[i];
+        }
+#if KV_TYPE == KV_F16
+        s->totals[i] += total;
+#else
+        if (shrink[i] != 1.0f)
+            for (int g = 0; 2 * g < vectors; g++)
+                s->offsets[i * ((vectors + 1) / 2) + g] *= shrink[i];
+        s->totals[i] += total * share[i];
+        s->shares[i] = share[i];
+#endif
+    }
+}

@@ -243,6 +243,33 @@ static inline __attribute__((always_inline)) float16 exp16(float16 x)
     return p * __builtin_astype(e, float16);
 }
 
+// 2^x, relative error below 2e-7; anything under -126 gives a number below 2e-38. x is at most 127.
+static inline __attribute__((always_inline)) float16 exp2_16(float16 x)
+{
+#ifdef REALM_F16_AVX512
+    const float16 r = __builtin_astype(
+        __builtin_ia32_reduceps512_mask(__builtin_astype(x, v16sf), 1, __builtin_astype((float16)(0.0f), v16sf), (ushort)0xffff, 4),
+        float16); // x less the whole number below it
+#else
+    x = x < -126.0f ? (float16)(-126.0f) : x;
+    const float16 t = (x - 0.5f) + 12582912.0f; // has that whole number in its lowest bits
+    const float16 r = x - (t - 12582912.0f);
+#endif
+    float16 p = (float16)(1.867130174e-3f);
+    p = p * r + 9.017030032e-3f;
+    p = p * r + 5.579991339e-2f;
+    p = p * r + 2.401644500e-1f;
+    p = p * r + 6.931513118e-1f;
+    p = p * r + 1.0f;
+#ifdef REALM_F16_AVX512
+    return __builtin_astype(__builtin_ia32_scalefps512_mask(__builtin_astype(p, v16sf), __builtin_astype(x, v16sf),
+                                                            __builtin_astype(p, v16sf), (ushort)0xffff, 4),
+                            float16);
+#else
+    return __builtin_astype(__builtin_astype(p, int16) + (__builtin_astype(t, int16) << 23), float16);
+#endif
+}
+
 static inline __attribute__((always_inline)) float sum16(float16 v)
 {
     const float8 a = v.lo + v.hi;

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -20,6 +21,14 @@ from engine.backends.opencl.platforms import Device
 LARGE_PAGE = 2 << 20
 
 _MADV_HUGEPAGE = 14
+
+_POOL_BYTES = 64 << 20
+"""Most bytes of an allocation that pieces share."""
+
+_PIECE_ALIGNMENT = 4096
+"""Where pieces begin; no device asks for more."""
+
+T = TypeVar("T")
 
 
 def allocate(device: Device, size: int) -> Any:
@@ -34,6 +43,26 @@ def allocate(device: Device, size: int) -> Any:
         madvise = ctypes.CDLL(None).madvise
         madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), ctypes.c_int(_MADV_HUGEPAGE))
     return buffer
+
+
+def allocate_pieces(device: Device, sizes: Mapping[T, int]) -> tuple[dict[T, Any], list[Any]]:
+    """A buffer of each size; small ones share an allocation, so that they lie in large pages too.
+
+    Also returns all buffers in the order in which to release them. Raises pyopencl.MemoryError.
+    """
+    found: dict[T, Any] = {}
+    wholes: list[Any] = []
+    names = list(sizes)
+    while names:
+        together, size = [], 0
+        while names and (not together or size + sizes[names[0]] <= _POOL_BYTES):
+            together.append((names[0], size))
+            size += -(-max(sizes[names.pop(0)], 64) // _PIECE_ALIGNMENT) * _PIECE_ALIGNMENT
+        whole = allocate(device, size)
+        wholes.append(whole)
+        for name, start in together:
+            found[name] = whole.get_sub_region(start, max(sizes[name], 64))
+    return found, [*found.values(), *wholes]
 
 
 def address_of(device: Device, buffer: Any) -> int:

@@ -28,7 +28,7 @@ from engine.backends.opencl.lowering import (
     padded16,
     padded32,
 )
-from engine.backends.opencl.memory import View, address_of
+from engine.backends.opencl.memory import View, address_of, allocate_pieces
 from engine.backends.opencl.memory import allocate as allocate_buffer
 from engine.backends.opencl.platforms import devices
 from engine.backends.opencl.segments import cut_attention, whole_tiles
@@ -386,7 +386,9 @@ class OpenCLModel:
             return buffer
 
         positions = self.n_blocks * KV_BLOCK
-        self._caches = {cache: allocate(positions * size) for cache, size in self._program.cache_bytes.items()}
+        sizes = {cache: positions * size for cache, size in self._program.cache_bytes.items()}
+        self._caches, pieces = allocate_pieces(self._on, sizes)
+        self._buffers += pieces
         self._partials = allocate(self._partial_bytes)
         self._scratch = allocate(self._program.scratch_bytes_per_row * self.max_rows)
         self._scratch_floats = np.asarray(View(self._on, self._scratch, np.float32))

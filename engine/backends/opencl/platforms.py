@@ -43,7 +43,7 @@ DOT_VARIANTS = (
     ),  # what avx512-vnni does in plain C, for tests: asked for by name only
 )
 HALF_VARIANTS = (
-    Variant("f16-avx512", ("-DREALM_F16_AVX512",), "defined(__AVX512F__)"),
+    Variant("f16-avx512", ("-DREALM_F16_AVX512",), "defined(__AVX512F__) && defined(__AVX512DQ__)"),
     Variant("f16c", ("-DREALM_F16_F16C",), "defined(__F16C__)"),
     Variant("f16-portable", ()),
 )

@@ -72,7 +72,7 @@ def step_source(names: Iterable[str], relax: str, max_width: int, kv_type: str) 
         f"#define MAX_WIDTH {max_width}\n#define KV_TYPE KV_{kv_type.upper()}\n"
         f"static inline void relax(int turns)\n{{\n    {relax}\n}}\n"
     )
-    block = read("attend_block.cl")
+    block = read("attend_block.cl" if kv_type == "f16" else "attend_codes.cl")
     blocks = [
         f"#if {n} <= DIRECT\n#define N {n}\n#define B(name) name##_{n}\n{block}\n#undef N\n#undef B\n#endif\n"
         for n in range(1, 9)
@@ -80,6 +80,7 @@ def step_source(names: Iterable[str], relax: str, max_width: int, kv_type: str) 
     parts += [
         read("cache.cl"),
         read("attention.cl"),
+        *([] if kv_type == "f16" else [read("codes.cl")]),
         *blocks,
         read("attend_tile.cl"),
         read("experts.cl"),
