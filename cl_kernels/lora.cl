@@ -1,15 +1,19 @@
 // LoRA adapters in a step: y += strength * scale * B(Ax) beside the product y = Wx, for the rows that have adapters.
 //
 // The first chunks of a phase compute t = strength * scale * Ax for all its products, which read the same rows; each
-// product then adds B t to what it has written. A site is one product (or embedding table) of the program. An adapter is a table with an
-// entry for each site, and a step's units say which adapter acts on which rows: at most LORA_ROWS adjacent ones, once
-// for each adapter that acts on them. A row's sums depend on nothing but itself and its adapters.
+// product then adds B t to what it has written. A site is one product (or embedding table) of the program. An adapter is
+// a table with an entry for each site, and a step's units say which adapter acts on which rows: at most LORA_ROWS
+// adjacent ones, once for each adapter that acts on them. A row's sums depend on nothing but itself and its adapters.
 //
-// A and B are in half precision. A: for each 16 ranks the columns one after the other, 16 numbers each. B: for each 16
-// rows the ranks one after the other, 16 numbers each. An embedding's A has a row for each token.
+// A and B lie in blocks of bytes (lora_pack.cl writes them), 128 + q for the number scale * q. A block of A has 32
+// columns of 16 ranks: eight words of each rank, as layout.cl has them, then each rank's scale in bf16. A block of B has
+// 16 ranks of 16 rows: four words of each row, then each row's scale. A: for each 16 ranks the blocks one after the
+// other, the last one filled up with zeros. B: for each 16 rows the blocks of their ranks. An embedding's A has for each
+// token `rank` numbers in bf16.
 
 #define LORA_ROWS 8
-#define LORA_COLUMNS 256 // activations that are expanded to float32 at a time
+#define LORA_DOWN_BYTES 544 // of a block of A
+#define LORA_UP_BYTES 288   // of B
 
 typedef struct {
     long a, b; // 0: the adapter leaves this site alone
@@ -36,102 +40,115 @@ static inline const __global LoraSite *lora_site(const __global LoraUnit *unit, 
     return (const __global LoraSite *)unit->table + site;
 }
 
-#define LORA_FETCH 16384 // bytes that are asked for before they are used: an adapter lies in the order of its use
+#define LORA_FETCH 4096  // bytes of A that are asked for before they are used
+#define LORA_AHEAD 65536 // bytes of a lone adapter that are asked for while nothing else is to do
 #ifdef __clang__
 #define LORA_ASK(p) __builtin_prefetch((const __private void *)(size_t)(p), 0, 2)
 #else
 #define LORA_ASK(p)
 #endif
 
-// Columns `from` .. `from + n - 1` of a row of activations, float32 or prepared (prepare.cl), as float32.
-static inline void lora_expand(const __global char *row, int is_float, int k, int from, int n, float16 *to)
+// Sixteen numbers of a t, with 15 bits each in the form that prepare.cl has for activations
+typedef struct {
+    int numbers[8];
+    float scale;
+    int sum;
+    int unused[6];
+} LoraT;
+
+static inline __attribute__((always_inline)) void lora_round(float16 t, __global LoraT *to)
 {
-    float *out = (float *)to;
-    if (is_float) {
-        const __global float *x = (const __global float *)row + from;
-        for (int i = 0; i < n; i++)
-            out[i] = x[i];
-        return;
-    }
-    const __global float *scales = (const __global float *)(row + 2 * (long)k);
-    for (int b = 0; b < n / 32; b++) {
-        const __global char *q = row + (long)(from / 32 + b) * 64;
-        const float scale = scales[from / 32 + b];
-        for (int part = 0; part < 2; part++) {
+    const float largest = max16(abs_16(t));
+    const int16 numbers = nearest16(t * (largest > 0.0f ? (float)LARGEST / largest : 0.0f));
+    store_part(numbers, 0, 1, (__global char *)to->numbers);
+    to->scale = largest / (float)LARGEST;
+    to->sum = sum_int16(numbers);
+}
+
+// `words` words of each of sixteen lanes times 4 * words numbers x, whose sum is `sum`
+static inline __attribute__((always_inline)) int16 lora_dot(
+    const __global uchar *w, int words, const __global int *x, int sum)
+{
 #ifdef REALM_BYTES
-            const int16 high = __builtin_convertvector(vload16(0, q + 16 * part), int16);
-            const int16 low = __builtin_convertvector(vload16(0, q + 32 + 16 * part), int16);
-            const int16 x = (high << 7) + low;
+    int16 high = (int16)(0), low = (int16)(-128 * sum);
+    _Pragma("unroll") for (int i = 0; i < words; i++)
+    {
+        const int16 word = load_int16(w + 64 * i);
+        high = dot4(high, word, x[i]);
+        low = dot4(low, word, x[words + i]);
+    }
+    return low + (high << 7);
 #else
-            const short16 mixed = load_short16(q + 32 * part);
-            const int16 x = __builtin_convertvector(mixed.s021346578a9bcedf, int16);
+    int8 lo = (int8)(-128 * sum), hi = lo;
+    _Pragma("unroll") for (int i = 0; i < words; i++)
+    {
+        const int16 word = load_int16(w + 64 * i), even = word & 0x00ff00ff, odd = (word >> 8) & 0x00ff00ff;
+        lo = dot2(dot2(lo, even.lo, x[2 * i]), odd.lo, x[2 * i + 1]);
+        hi = dot2(dot2(hi, even.hi, x[2 * i]), odd.hi, x[2 * i + 1]);
+    }
+    return (int16)(lo, hi);
 #endif
-            to[2 * b + part] = scale * to_float(x);
-        }
-    }
 }
 
-// a times columns first .. last - 1 of a row x, for 16 ranks: four sums that take turns, so that additions do not wait
-// for each other.
-static float16 lora_down16(const __global uchar *a, const __global char *x, int is_float, int k, int first, int last)
+static inline int lora_blocks(int k) { return (k + 31) / 32; }
+
+// The same for numbers in float32, of which `columns` are there
+static inline float16 lora_dot_float(const __global uchar *w, const __global float *x, int columns)
 {
-    float16 expanded[LORA_COLUMNS / 16];
-    float16 s0 = (float16)(0.0f), s1 = s0, s2 = s0, s3 = s0;
-    for (int from = first; from < last; from += LORA_COLUMNS) {
-        const int n = min(LORA_COLUMNS, last - from);
-        lora_expand(x, is_float, k, from, n, expanded);
-        const float *xs = (const float *)expanded;
-        const __global uchar *w = a + 32L * from;
-        int i = 0;
-        for (; i + 4 <= n; i += 4, w += 128) {
-            LORA_ASK(w + LORA_FETCH);
-            LORA_ASK(w + LORA_FETCH + 64);
-            s0 += load_half16(w) * xs[i];
-            s1 += load_half16(w + 32) * xs[i + 1];
-            s2 += load_half16(w + 64) * xs[i + 2];
-            s3 += load_half16(w + 96) * xs[i + 3];
-        }
-        for (; i < n; i++, w += 32)
-            s0 += load_half16(w) * xs[i];
-    }
-    return (s0 + s1) + (s2 + s3);
+    float16 sum = (float16)(0.0f);
+    for (int i = 0; i < min(32, columns); i++)
+        sum += to_float(((load_int16(w + 64 * (i / 4)) >> (8 * (i % 4))) & 255) - 128) * x[i];
+    return sum;
 }
 
-// A unit's t for a product are two sums, over the first and over the last half of the columns: [slot][row][2][rank].
-// How many chunks share them: where there are few units, work-groups would stand idle.
-static inline int lora_parts(int units, int slots, int rows) { return units * slots <= 3 && rows == 1 ? 2 : 1; }
+// a times a row x, for 16 ranks. x: k numbers, float32 or prepared (prepare.cl).
+static float16 lora_down16(const __global uchar *a, const __global char *x, int is_float, int k)
+{
+    const __global float *scales = (const __global float *)(x + 2 * (long)k);
+    const __global int *sums = (const __global int *)(scales + k / 32 * 2);
+    float16 even = (float16)(0.0f), odd = even;
+    for (int b = 0; b < lora_blocks(k); b++) {
+        const __global uchar *w = a + (long)LORA_DOWN_BYTES * b;
+        for (int i = 0; i < LORA_DOWN_BYTES; i += 64)
+            LORA_ASK(w + LORA_FETCH + i);
+        const float16 scale = load_bf16_16(w + 512);
+        float16 t;
+        if (is_float)
+            t = even + lora_dot_float(w, (const __global float *)x + 32 * b, k - 32 * b) * scale;
+        else
+            t = add_scaled(even, lora_dot(w, 8, (const __global int *)(x + 64 * b), sums[b]), scale, scales[b]);
+        even = odd; // two sums that take turns
+        odd = t;
+    }
+    return even + odd;
+}
 
-// One unit's t for one of the products that read x; part: which half of the columns, where there are two parts.
-static void lora_down(const __global LoraUnit *unit, const __global LoraSite *site, int slot, int part, int parts,
+// Where a unit's t for row `row` of its own and a product begin: [slot][row][rank / 16]
+static inline __global LoraT *lora_t(const __global LoraUnit *unit, const __global LoraSite *site, int slot, int row)
+{
+    return (__global LoraT *)unit->t + ((long)slot * unit->rows + row) * (site->rank / 16);
+}
+
+// One unit's t for one of the products that read x
+static void lora_down(const __global LoraUnit *unit, const __global LoraSite *site, int slot,
                       const __global char *x, long stride, int is_float, int k)
 {
     if (!site->a)
         return;
     const float scale = unit->strength * site->scale;
-    const int rank = site->rank, middle = min(k, (k + 63) / 64 * 32);
-    __global float *t = (__global float *)unit->t + (long)slot * unit->rows * 2 * rank;
-    const __global char *rows = x + unit->first * stride;
-    for (int end = part; end < 2; end += parts)
-        for (int g = 0; g < rank; g += 16) {
-            const __global uchar *a = (const __global uchar *)site->a + 2L * k * g;
-            for (int r = 0; r < unit->rows; r++)
-                store16(lora_down16(a, rows + r * stride, is_float, k, end ? middle : 0, end ? k : middle) * scale,
-                        t + (2L * r + end) * rank + g);
-        }
+    for (int g = 0; g < site->rank / 16; g++) {
+        const __global uchar *a = (const __global uchar *)site->a + (long)LORA_DOWN_BYTES * lora_blocks(k) * g;
+        for (int r = 0; r < unit->rows; r++)
+            lora_round(lora_down16(a, x + (unit->first + r) * stride, is_float, k) * scale,
+                       lora_t(unit, site, slot, r) + g);
+    }
 }
 
-// Adds factor * b t to 16 outputs, of which `columns` are there, for 16 ranks. b: their numbers.
+// Adds factor * b t to 16 outputs, of which `columns` are there.
 static inline __attribute__((always_inline)) void lora_up16(
-    const __global uchar *b, const float *t, float factor, __global float *out, int columns)
+    const __global uchar *b, const __global LoraT *t, float factor, __global float *out, int columns)
 {
-    float16 even = (float16)(0.0f), odd = (float16)(0.0f);
-    _Pragma("unroll") for (int i = 0; i < 16; i += 2)
-    {
-        LORA_ASK(b + 32 * i + LORA_FETCH);
-        even += load_half16(b + 32 * i) * t[i];
-        odd += load_half16(b + 32 * i + 32) * t[i + 1];
-    }
-    const float16 sum = (even + odd) * factor;
+    const float16 sum = to_float(lora_dot(b, 4, t->numbers, t->sum)) * (load_bf16_16(b + 256) * (t->scale * factor));
     if (columns >= 16)
         store16(load16(out) + sum, out);
     else
@@ -139,13 +156,14 @@ static inline __attribute__((always_inline)) void lora_up16(
             out[i] += ((const float *)&sum)[i];
 }
 
-// Asks for the beginning of what lora_up will read: meanwhile the product itself is computed.
+// Asks for what lora_up will read of some groups: meanwhile the products themselves are computed.
 static inline void lora_fetch(const __global int *in, int at, int units, int site_number, int first, int last)
 {
     for (int c = 0; c < units; c++) {
         const __global LoraSite *site = lora_site(lora_units(in, at, c), site_number);
-        const __global uchar *b = (const __global uchar *)site->b + 32L * site->rank * first;
-        const long bytes = site->a ? min(32L * site->rank * (last - first), (long)LORA_FETCH) : 0;
+        const long group = LORA_UP_BYTES * (site->rank / 16);
+        const __global uchar *b = (const __global uchar *)site->b + group * first;
+        const long bytes = site->a ? group * (last - first) : 0;
         for (long i = 0; i < bytes; i += 64)
             FETCH(b + i);
     }
@@ -160,14 +178,13 @@ static void lora_up(const __global int *in, int at, int units, int site_number, 
         const __global LoraSite *site = lora_site(unit, site_number);
         if (!site->a)
             continue;
-        const int rank = site->rank;
-        const __global float *t = (const __global float *)unit->t + (long)slot * unit->rows * 2 * rank;
-        for (int r = 0; r < unit->rows; r++, t += 2 * rank)
-            for (int from = 0; from < rank; from += 16) {
-                const float16 sums = load16(t + from) + load16(t + rank + from);
-                for (int g = first; g < last; g++)
-                    lora_up16((const __global uchar *)site->b + 32L * ((long)rank * g + from), (const float *)&sums, factor,
-                              out + (long)(unit->first + r) * n + 16 * g, n - 16 * g);
+        const int ranks = site->rank / 16;
+        for (int r = 0; r < unit->rows; r++)
+            for (int j = 0; j < ranks; j++) {
+                const __global LoraT *t = lora_t(unit, site, slot, r) + j;
+                const __global uchar *b = (const __global uchar *)site->b + LORA_UP_BYTES * ((long)ranks * first + j);
+                for (int g = first; g < last; g++, b += LORA_UP_BYTES * ranks)
+                    lora_up16(b, t, factor, out + (long)(unit->first + r) * n + 16 * g, n - 16 * g);
             }
     }
 }
@@ -181,13 +198,15 @@ static void lora_embed(const __global int *in, int at, int units, int site_numbe
         const __global LoraSite *site = lora_site(unit, site_number);
         if (!site->a || row < unit->first || row >= unit->first + unit->rows)
             continue;
-        const int rank = site->rank;
-        const __global uchar *a = (const __global uchar *)site->a + 2L * rank * token;
-        for (int from = 0; from < rank; from += 16) {
-            const float16 t = load_half16(a + 2 * from) * (unit->strength * site->scale);
-            for (int g = 0; g < (k + 15) / 16; g++)
-                lora_up16((const __global uchar *)site->b + 32L * ((long)rank * g + from), (const float *)&t, factor,
-                          out + 16 * g, k - 16 * g);
+        const int ranks = site->rank / 16;
+        __global LoraT *t = lora_t(unit, site, 0, row - unit->first);
+        for (int j = 0; j < ranks; j++) {
+            const __global uchar *a = (const __global uchar *)site->a + 32 * ((long)ranks * token + j);
+            lora_round(load_bf16_16(a) * (unit->strength * site->scale), t + j);
+            for (int g = 0; g < (k + 15) / 16; g++) {
+                const __global uchar *b = (const __global uchar *)site->b + LORA_UP_BYTES * ((long)ranks * g + j);
+                lora_up16(b, t + j, factor, out + 16 * g, k - 16 * g);
+            }
         }
     }
 }

@@ -19,6 +19,24 @@ static inline __attribute__((always_inline)) int sum_int16(int16 v)
     return c.x + c.y;
 }
 
+// Sixteen numbers of 15 bits, part `part` of a block of `parts` such parts.
+static inline __attribute__((always_inline)) void store_part(int16 a, int part, int parts, __global char *block)
+{
+#ifdef REALM_BYTES
+    const int16 high = (a + 64) >> 7;
+    store_char16(__builtin_convertvector(high, char16), block + 16 * part);
+    store_char16(__builtin_convertvector(a - (high << 7), char16), block + 16 * (parts + part));
+#else
+    store_short16(__builtin_convertvector(a, short16).s021346578a9bcedf, block + 32 * part);
+#endif
+}
+
+static inline __attribute__((always_inline)) int16 nearest16(float16 x)
+{
+    const float16 magic = (float16)(12582912.0f); // adding and subtracting it rounds to the nearest integer
+    return __builtin_convertvector((x + magic) - magic, int16);
+}
+
 static inline __attribute__((always_inline)) void quantise_block(
     float16 lo, float16 hi, int block, int k, __global char *row)
 {
@@ -28,21 +46,9 @@ static inline __attribute__((always_inline)) void quantise_block(
     const float largest = max16(max_16(abs_16(lo), abs_16(hi)));
     const float scale = largest / (float)LARGEST;
     const float inverse = largest > 0.0f ? (float)LARGEST / largest : 0.0f;
-    const float16 magic = (float16)(12582912.0f); // adding and subtracting it rounds to the nearest integer
-    const int16 a = __builtin_convertvector((lo * inverse + magic) - magic, int16);
-    const int16 b = __builtin_convertvector((hi * inverse + magic) - magic, int16);
-#ifdef REALM_BYTES
-    const int16 high_a = (a + 64) >> 7, high_b = (b + 64) >> 7;
-    store_char16(__builtin_convertvector(high_a, char16), row + block * 64);
-    store_char16(__builtin_convertvector(high_b, char16), row + block * 64 + 16);
-    store_char16(__builtin_convertvector(a - (high_a << 7), char16), row + block * 64 + 32);
-    store_char16(__builtin_convertvector(b - (high_b << 7), char16), row + block * 64 + 48);
-#else
-    const short16 short_a = __builtin_convertvector(a, short16), short_b = __builtin_convertvector(b, short16);
-    __global short16_unaligned *q = (__global short16_unaligned *)(row + block * 64);
-    q[0] = short_a.s021346578a9bcedf;
-    q[1] = short_b.s021346578a9bcedf;
-#endif
+    const int16 a = nearest16(lo * inverse), b = nearest16(hi * inverse);
+    store_part(a, 0, 2, row + block * 64);
+    store_part(b, 1, 2, row + block * 64);
     const int sum_a = sum_int16(a), sum_b = sum_int16(b);
     scales[block] = scale;
     scales[blocks + block] = scale * (float)(sum_a + sum_b);

@@ -34,9 +34,15 @@ static void find_coming(Coming *to, const __global Op *ops, const __global int *
                         const __global int *in, int slot, int parts)
 {
     const __global Op *op = 0;
+    int n_ops = 0;
     const int end = min(n_phases, phase + 1 + COMING_PHASES);
     for (phase++; phase < end; phase++) {
         op = ops + phases[2 * phase];
+        n_ops = phases[2 * phase + 1];
+        if (op->kind == OP_LORA) { // its chunks are taken before those of the products
+            op++;
+            n_ops--;
+        }
         if (op->kind == OP_MATMUL || op->kind == OP_ATTEND)
             break;
     }
@@ -47,7 +53,7 @@ static void find_coming(Coming *to, const __global Op *ops, const __global int *
     if (phase == end)
         return;
     int total = 0;
-    for (int i = 0; i < phases[2 * phase + 1]; i++)
+    for (int i = 0; i < n_ops; i++)
         total += count_chunks(op + i, in);
     const int part = slot % parts;
     int c = begin_of(part, total, parts) + slot / parts;
@@ -74,6 +80,15 @@ static void find_coming(Coming *to, const __global Op *ops, const __global int *
     to->values = BYTES(op->p[2]) + kv_head * values;
     to->per_block = together * min(keys, values) / 64;
     to->lines = min(COMING_BYTES / 64, 2 * to->blocks * to->per_block);
+}
+
+// What the next phase with adapters begins with, or 0
+static const __global Op *next_lora(const __global Op *ops, const __global int *phases, int n_phases, int phase)
+{
+    for (int i = phase + 1; i < min(n_phases, phase + 1 + COMING_PHASES); i++)
+        if (ops[phases[2 * i]].kind == OP_LORA)
+            return ops + phases[2 * i];
+    return 0;
 }
 
 static inline void ask_for_coming(Coming *c)
@@ -105,6 +120,7 @@ __kernel void run_step(
         other[set - 16] = other[set - 15] = 0;
     Coming coming;
     coming.phase = -1;
+    LoraAhead ahead = {0, 0, 0, 0};
     // who comes when the last phase has begun has nothing to do before it; the first one goes everywhere, for it clears
     int phase = slot && __atomic_load_n(ending, __ATOMIC_ACQUIRE) ? n_phases - 1 : 0;
     for (; phase < n_phases; phase++) {
@@ -138,15 +154,10 @@ __kernel void run_step(
         if (finished)
             __atomic_fetch_add(done, finished, __ATOMIC_RELEASE);
         // what waits here asks for what comes next, adapters first
-        const __global uchar *ahead = 0, *ahead_end = 0;
-        if (phase + 1 < n_phases)
-            lora_ahead(ops + phases[2 * phase + 2], in, &ahead, &ahead_end);
+        const __global Op *next = next_lora(ops, phases, n_phases, phase);
         for (int turns = 0; __atomic_load_n(done, __ATOMIC_ACQUIRE) < total;) {
-            if (ahead < ahead_end) {
-                for (int i = 0; i < 4; i++, ahead += 64)
-                    LORA_ASK(ahead);
+            if (next && lora_ask(&ahead, next, in))
                 continue;
-            }
             if (turns == 0)
                 find_coming(&coming, ops, phases, n_phases, phase, in, slot, parts);
             for (int i = 0; i < 4 && coming.asked < coming.lines; i++)

@@ -1,5 +1,7 @@
 // LoRA adapters in a step on a GPU: y += strength * scale * B(Ax) beside the product y = Wx, for the rows that have
-// adapters; lora.cl says what sites and units are and how A and B lie.
+// adapters; lora.cl says what sites and units are. A and B are in half precision. A: for each 16 ranks the columns one
+// after the other, 16 numbers each. B: for each 16 rows the ranks one after the other, 16 numbers each. An embedding's A
+// has a row for each token.
 //
 // All adapters lie in one buffer, where places count in lines of 64 bytes from its start. lora_down computes t for the
 // products that read the same rows, one part of LORA_COLUMNS columns to a work-group; lora_up adds up the parts and adds

@@ -86,6 +86,9 @@ static inline int pieces(const __global Op *op, int rows)
     return norm || rows > FEW_ROWS || op->heads > 1 ? 1 : max(1, op->k / 768);
 }
 
+// Chunks for each unit's t: many units keep all work-groups busy with one
+static inline int lora_pieces(int units, const __global Op *op) { return units < 4 ? op->used : 1; }
+
 static int count_chunks(const __global Op *op, const __global int *in)
 {
     const int rows = op->logit_rows ? in[IN_LOGIT_ROWS] : in[IN_ROWS];
@@ -107,7 +110,7 @@ static int count_chunks(const __global Op *op, const __global int *in)
     case OP_LORA: // for a stack of experts: for each one in use
         if (op->experts)
             return rows && LORA_UNITS(op) ? *(const __global int *)op->p[1] * op->used : 0;
-        return LORA_UNITS(op) * op->used * lora_parts(LORA_UNITS(op), op->used, rows);
+        return LORA_UNITS(op) * lora_pieces(LORA_UNITS(op), op);
     case OP_TOP:
         return in[IN_TOP] ? rows : 0;
     default:
@@ -221,21 +224,21 @@ static LoraEntries lora_entries(const __global Op *op, const __global int *sorte
 
 // p: x, sorted; the `used` products of the next phase, sites from `site` on, read rows of k numbers from it; how: as
 // float32; experts, shared: as for them; groups_used: the experts of a row
-static void lora_chunk(const __global Op *op, const __global int *in, int rows, int c)
+static void lora_chunk(const __global Op *op, const __global int *in, int c)
 {
     const long stride = op->how ? 4L * op->k : prepared_bytes(op->k);
+    const __global char *x = (const __global char *)op->p[0];
     const int at = AT_LORA_UNITS(op), units = LORA_UNITS(op);
     if (op->experts) {
         const int slot = c % op->used;
         const LoraEntries e = lora_entries(op, (const __global int *)op->p[1], c / op->used, op->groups_used);
-        lora_experts_down(in, at, units, op->site + slot, slot, &e, (const __global char *)op->p[0], stride, op->how,
-                          op->k, op->shared);
+        lora_experts_down(in, at, units, op->site + slot, slot, &e, x, stride, op->how, op->k, op->shared);
         return;
     }
-    const int parts = lora_parts(units, op->used, rows), part = c % parts, slot = c / parts % op->used;
-    const __global LoraUnit *unit = lora_units(in, at, c / parts / op->used);
-    lora_down(unit, lora_site(unit, op->site + slot), slot, part, parts,
-              (const __global char *)op->p[0], stride, op->how, op->k);
+    const int pieces = lora_pieces(units, op), slots = op->used / pieces, first = c % pieces * slots;
+    const __global LoraUnit *unit = lora_units(in, at, c / pieces);
+    for (int slot = first; slot < first + slots; slot++)
+        lora_down(unit, lora_site(unit, op->site + slot), slot, x, stride, op->how, op->k);
 }
 
 // The adapters' chunks of a phase, which its other chunks add the results of: how many there are, and how many are done.
@@ -251,14 +254,41 @@ static void wait_for_lora(const LoraChunks *lora)
         relax(turns);
 }
 
-// Where the matrices A of one unit lie that a phase beginning with `op` reads.
-static void lora_ahead(const __global Op *op, const __global int *in, const __global uchar **from, const __global uchar **to)
+// Bytes of an adapter's matrices A for the products after `op`, where all have the rank of this site
+static inline long lora_down_bytes(const __global Op *op, const __global LoraSite *site)
 {
-    if (op->kind != OP_LORA || op->experts || !LORA_UNITS(op))
-        return;
-    const __global LoraSite *site = lora_site(lora_units(in, AT_LORA_UNITS(op), 0), op->site);
-    *from = (const __global uchar *)site->a;
-    *to = *from + (site->a ? 2L * op->k * site->rank * op->used : 0);
+    return (long)LORA_DOWN_BYTES * lora_blocks(op->k) * (site->rank / 16) * op->used;
+}
+
+// What work-groups that wait ask for: adapters of the next phase with such, which begins with `op`. A lone adapter is
+// asked for beyond what that phase needs, since it lies in the order in which it is used.
+typedef struct {
+    const __global Op *op;
+    int unit; // the next one
+    const __global uchar *at, *end;
+} LoraAhead;
+
+// Asks for some of it. 0: there is nothing more, or nobody knows yet which experts it will be.
+static int lora_ask(LoraAhead *ahead, const __global Op *op, const __global int *in)
+{
+    const int units = op->experts ? 0 : LORA_UNITS(op);
+    if (ahead->op != op) {
+        ahead->op = op;
+        ahead->unit = 0;
+        ahead->end = 0;
+    }
+    while (ahead->at >= ahead->end) {
+        if (ahead->unit == units)
+            return 0;
+        const __global LoraSite *site = lora_site(lora_units(in, AT_LORA_UNITS(op), ahead->unit++), op->site);
+        const __global uchar *from = (const __global uchar *)site->a;
+        ahead->end = from + (units > 1 ? lora_down_bytes(op, site) : from ? LORA_AHEAD : 0);
+        if (units > 1 || ahead->at < from || ahead->at > ahead->end)
+            ahead->at = from;
+    }
+    for (int i = 0; i < 4; i++, ahead->at += 64)
+        LORA_ASK(ahead->at);
+    return 1;
 }
 
 // p: weights, x, out, bias, residual; n outputs in all, of `heads` matrices; out_stride: bytes of a group of weights; how: x is
@@ -280,11 +310,12 @@ static void matmul_chunk(const __global Op *op, const __global int *in, int rows
     p.entries = 0;
     const int groups = (op->n + 15) / 16, per_head = groups / op->heads, end = min((c + 1) * op->chunk, groups);
     const int units = op->site >= 0 ? LORA_UNITS(op) : 0;
-    if (units && rows <= LORA_ROWS)
-        lora_fetch(in, AT_LORA_UNITS(op), units, op->site, c * op->chunk, end);
+    const int step = units && rows <= LORA_ROWS ? 2 : groups; // groups for which B is asked for at a time
     for (int first = c * op->chunk; first < end;) {
         p.head = first / per_head;
-        const int last = min(end, (p.head + 1) * per_head);
+        const int last = min(min(end, first + step), (p.head + 1) * per_head);
+        if (step < groups)
+            lora_fetch(in, AT_LORA_UNITS(op), units, op->site, first, last);
         matmul_rows(op->type, BYTES(op->p[0]), first, last, &p);
         first = last;
     }
@@ -349,7 +380,7 @@ static void run_chunk(const __global Op *op, const __global int *in, int c, cons
         matmul_chunk(op, in, rows, c, lora);
         break;
     case OP_LORA:
-        lora_chunk(op, in, rows, c);
+        lora_chunk(op, in, c);
         break;
     case OP_TOP: // p: logits, out
         find_top(FLOATS(op->p[0]) + (long)c * op->k, in[IN_TOP_OF], in[IN_TOP], (__global Top *)op->p[1] + c);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from engine.adapters import Adapter, AdapterBase, LowRank
 from engine.adapters.describe import describe
 from engine.adapters.runs import AdapterSet
 from engine.batch import Batch
+from tests.adapters.rounding import as_kept
 from tests.architectures.small_model import SmallModel, nmse, tokens
 from tests.backends.memory_file import load
 
@@ -73,10 +75,12 @@ def adapter_for(model: SmallModel, seed: int, rank: int, only: str = "") -> Adap
     return Adapter(info_, matrices, from_peft=False)
 
 
-def merged(arch: str, adapters: list[tuple[Adapter, float]]) -> SmallModel:
+def merged(arch: str, adapters: list[tuple[Adapter, float]], as_in: Any = None) -> SmallModel:
+    """as_in: a loaded model; the adapters' numbers are what it keeps of them."""
     model = small(arch)
     for adapter, strength in adapters:
         for name, low in adapter.matrices.items():
+            low = as_kept(low, as_in, name == "token_embd")
             delta = low.a @ low.b.T if name == "token_embd" else low.b @ low.a
             model.add(f"{name}.weight", model.w(f"{name}.weight") + strength * low.scale * delta)
     return model
@@ -117,6 +121,9 @@ def llama(device: str) -> Iterator[Loaded]:
 
 TOLERANCE = {"numpy": 1e-10, "opencl": 1e-5}
 
+OF_BYTES = 1e-4
+"""Where adapters whose numbers are kept in 8 bits add as much as the model computes without them."""
+
 
 @pytest.mark.parametrize("arch", ["llama", "phi3", "qwen2moe"])
 def test_adapters_on_every_matrix_act_as_if_merged(device: str, arch: str) -> None:
@@ -128,8 +135,10 @@ def test_adapters_on_every_matrix_act_as_if_merged(device: str, arch: str) -> No
     text = tokens(37)
     got = loaded.run([(), ((a, 1.0),), ((b, -0.5),), ((a, 0.7), (b, 1.0))], text)
     for logits, acting in zip(got, ([], [(first, 1.0)], [(second, -0.5)], [(first, 0.7), (second, 1.0)]), strict=True):
-        expected = merged(arch, acting).logits(text).astype(np.float64)
+        expected = merged(arch, acting, loaded.model).logits(text).astype(np.float64)
         assert nmse(logits, expected) < TOLERANCE[device]
+        exact = merged(arch, acting).logits(text).astype(np.float64)
+        assert nmse(logits, exact) < OF_BYTES
     loaded.model.close()
 
 
@@ -138,7 +147,19 @@ def test_an_adapter_on_one_kind_of_matrix_leaves_the_others_alone(llama: Loaded,
     adapter = adapter_for(small("llama"), 3, 8, only)
     text = tokens(9)
     (got,) = llama.run([((llama.add(adapter), 1.0),)], text)
-    assert nmse(got, merged("llama", [(adapter, 1.0)]).logits(text).astype(np.float64)) < TOLERANCE[device]
+    expected = merged("llama", [(adapter, 1.0)], llama.model).logits(text).astype(np.float64)
+    assert nmse(got, expected) < TOLERANCE[device]
+
+
+def test_the_size_of_a_and_b_alone_does_not_matter(llama: Loaded, device: str) -> None:
+    adapter = adapter_for(small("llama"), 4, 8)
+    matrices = {
+        name: replace(low, a=low.a * np.float32(2.0**-40), b=low.b * np.float32(2.0**40))
+        for name, low in adapter.matrices.items()
+    }
+    numbers = llama.add(adapter), llama.add(replace(adapter, matrices=matrices))
+    one, other = llama.run([((number, 1.0),) for number in numbers], tokens(9))
+    assert nmse(other, one.astype(np.float64)) < 1e-10
 
 
 def test_a_row_without_adapters_is_bit_for_bit_the_base_whatever_the_others_have(llama: Loaded) -> None:

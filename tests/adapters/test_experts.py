@@ -21,6 +21,7 @@ from engine.errors import AdapterError
 from engine.gguf import GGUFFile
 from engine.graph import Gating, Graph, Weight
 from engine.quants import QuantType, dequantize, quantize
+from tests.adapters.rounding import as_kept
 from tests.adapters.running import Running
 from tests.adapters.writer import write_gguf, write_gguf_adapter, write_peft
 from tests.backends.memory_file import MemoryFile, load
@@ -79,6 +80,7 @@ class Mixture:
             lows.append(LowRank(a.astype(np.float32), b.astype(np.float32), 0.5))
         acting = {self.weights[i]: lows[i] for i in which}
         number: int = self.model.add_adapter(BoundAdapter(info(), acting, {}))
+        lows = [as_kept(low, self.model) for low in lows]
         self.added[number] = [lows[i] if i in which else LowRank(0 * lows[i].a, lows[i].b, 1.0) for i in (0, 1)]
         return number
 

@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from engine.adapters.runs import AdapterSet
 from engine.backends.opencl import platforms
 from engine.backends.opencl.formats import FORMATS
 from engine.backends.opencl.platforms import DOT_VARIANTS, Device, devices
 from engine.errors import DeviceError
 from engine.graph import Graph, Piece
+from tests.adapters.test_experts import Mixture
 from tests.backends.memory_file import MemoryFile, load, one_sequence
 
 TYPES = ["Q8_0", "Q5_1", "Q2_K", "Q6_K", "IQ4_XS", "MXFP4", "IQ2_S", "Q1_0"]
@@ -119,6 +121,22 @@ def test_variants_attend_alike(monkeypatch: pytest.MonkeyPatch, kv_type: str) ->
         error = ((got - expected) ** 2).sum() / (expected**2).sum()
         # numpy keeps float32 where f16 is asked for, and rounds the same numbers to the same codes otherwise
         assert error < (2e-6 if kv_type == "f16" else 2e-4), (variant, error)
+
+
+@pytest.mark.usefixtures("_devices_asked_again")
+@pytest.mark.parametrize("variant", [v.name for v in DOT_VARIANTS[1:]])
+def test_variants_apply_adapters_alike(monkeypatch: pytest.MonkeyPatch, variant: str) -> None:
+    monkeypatch.setenv("REALM_KERNEL_VARIANT", variant)
+    device = _device_asked_again()
+    try:
+        assert device.variants
+    except DeviceError as error:
+        pytest.skip(str(error))
+    mixture = Mixture("opencl", "Q8_0")
+    sets: list[AdapterSet] = [((mixture.add(20, 1), 1.0), (mixture.add(5, 2), 0.5)), ()]
+    got, expected = mixture.run([9, 2], sets), mixture.expected([9, 2], sets)
+    assert ((got - expected) ** 2).sum() / (expected**2).sum() < 1e-5
+    mixture.model.close()
 
 
 @pytest.mark.slow

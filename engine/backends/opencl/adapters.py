@@ -1,24 +1,27 @@
-"""LoRA adapters in the memory of a device that a step can address; cl_kernels/lora.cl says how they lie there."""
+"""LoRA adapters in the memory of a device that a step can address; cl_kernels/lora.cl says how they lie there
+and lora_pack.cl brings them into that form."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from itertools import groupby
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.adapters import BoundAdapter, LowRank
+from engine.adapters import BoundAdapter
 from engine.adapters.rack import MAX_USES
 from engine.adapters.runs import Run, adapter_runs
-from engine.backends.opencl.lowering import GROUP, Program, Site
+from engine.backends.opencl.adapter_layout import LINE, UNIT_ROWS, Kind, Piece, groups_of, lay_out
+from engine.backends.opencl.lowering import Program
 from engine.backends.opencl.memory import address_of, allocate
 from engine.backends.opencl.platforms import Device
+from engine.backends.opencl.source import read
 from engine.batch import Batch
-from engine.errors import AdapterError, OutOfMemoryError
+from engine.errors import OutOfMemoryError
 
 SITE = np.dtype([("a", np.int64), ("b", np.int64), ("rank", np.int32), ("scale", np.float32)])
 """The struct LoraSite."""
@@ -36,103 +39,34 @@ UNIT = np.dtype(
 """The struct LoraUnit."""
 
 UNIT_WORDS = UNIT.itemsize // 4
-UNIT_ROWS = 8
 
-LARGEST = 2.0**14
-"""What the largest number of a matrix is brought to, as far as a power of two does: half precision ends at 65504, and
-loses digits below 6e-5."""
+MATRIX = np.dtype(
+    [
+        ("from", np.int64),
+        ("to", np.int64),
+        ("rows", np.int32),
+        ("columns", np.int32),
+        ("kind", np.int32),
+        ("count", np.int32),
+    ]
+)
+"""The struct LoraMatrix of lora_pack.cl."""
 
-
-@dataclass(frozen=True)
-class Packed:
-    """An adapter's matrices as bytes, and for each site where A and B begin in them (below 0: it has none there)."""
-
-    data: NDArray[np.uint8]
-    a: NDArray[np.int64]
-    b: NDArray[np.int64]
-    ranks: NDArray[np.int32]
-    scales: NDArray[np.float32]
-
-
-def pack(adapter: BoundAdapter, sites: Sequence[Site]) -> Packed:
-    """Raises AdapterError where the adapter acts on something that is no site."""
-    places = {site.weight for site in sites if not site.is_table}
-    tables = {site.weight for site in sites if site.is_table}
-    for weight in [*(set(adapter.linear) - places), *(set(adapter.embedding) - tables)]:
-        raise AdapterError(
-            f"{adapter.info.path.name} acts on {weight.name!r}, to which the OpenCL kernels apply no adapters.",
-            "Choose the device numpy.",
-        )
-    n = len(sites)
-    a, b = np.full(n, -1, np.int64), np.full(n, -1, np.int64)
-    ranks, scales = np.zeros(n, np.int32), np.zeros(n, np.float32)
-    parts: list[NDArray[np.uint8]] = []
-    at = 0
-    known: dict[int, int] = {}  # a table's rows may serve several sites
-
-    def place(key: NDArray[np.float32], packed: Callable[[], NDArray[np.float16]]) -> int:
-        nonlocal at
-        if id(key) not in known:
-            raw = packed().reshape(-1).view(np.uint8)
-            known[id(key)] = at
-            parts.append(raw)
-            at += raw.nbytes
-            if raw.nbytes % 64:
-                parts.append(np.zeros(64 - raw.nbytes % 64, np.uint8))
-                at += parts[-1].nbytes
-        return known[id(key)]
-
-    # in the order in which a step reads them: what a phase's products need first, then what they need at their end
-    for _, phase in groupby(range(n), lambda i: sites[i].phase):
-        found = []
-        for i in phase:
-            low = (adapter.embedding if sites[i].is_table else adapter.linear).get(sites[i].weight)
-            if low is not None:
-                found.append((i, low, _flat(low), _power(low.a), _power(low.b)))
-        for i, low, flat, down, _ in found:
-            a[i] = place(low.a, partial(_packed_a, flat, down, sites[i].is_table))
-        for i, low, flat, down, up in found:
-            b[i] = place(low.b, partial(_packed_b, flat, up))
-            ranks[i] = -(-low.rank // GROUP) * GROUP
-            scales[i] = low.scale / (down * up)
-    return Packed(np.concatenate(parts) if parts else np.zeros(64, np.uint8), a, b, ranks, scales)
+DOWN_BYTES, UP_BYTES = 544, 288
+"""Of a block of A and of B: LORA_DOWN_BYTES and LORA_UP_BYTES."""
 
 
-def _flat(low: LowRank) -> LowRank:
-    """Of a stack of experts one after the other, each with whole groups of ranks: as they lie on the device."""
-    if low.b.ndim == 2:
-        return low
-    missing = -low.rank % GROUP
-    a, b = np.pad(low.a, ((0, 0), (0, missing), (0, 0))), np.pad(low.b, ((0, 0), (0, 0), (0, missing)))
-    return replace(low, a=a.reshape(-1, a.shape[2]), b=b.reshape(-1, b.shape[2]))
-
-
-def _power(matrix: NDArray[np.float32]) -> float:
-    """The power of two that brings the largest number of a matrix near LARGEST."""
-    largest = float(max(matrix.max(), -matrix.min()))
-    return float(2.0 ** np.floor(np.log2(LARGEST / largest))) if largest > 1e-30 else 1.0
-
-
-def _padded(matrix: NDArray[np.float32], rows: int, columns: int, power: float) -> NDArray[np.float16]:
-    out = np.zeros((rows, columns), np.float16)
-    np.multiply(matrix, np.float32(power), out=out[: matrix.shape[0], : matrix.shape[1]], casting="unsafe")
-    return out
-
-
-def _packed_a(low: LowRank, power: float, is_table: bool) -> NDArray[np.float16]:
-    rank = -(-low.rank // GROUP) * GROUP
-    if is_table:
-        return _padded(low.a, low.a.shape[0], rank, power)
-    groups, columns = -(-low.a.shape[0] // GROUP), low.a.shape[1]
-    padded = _padded(low.a, groups * GROUP, columns, power)
-    return np.ascontiguousarray(padded.reshape(groups, GROUP, columns).swapaxes(1, 2))
-
-
-def _packed_b(low: LowRank, power: float) -> NDArray[np.float16]:
-    rank = -(-low.rank // GROUP) * GROUP
-    groups = -(-low.b.shape[0] // GROUP)
-    padded = _padded(low.b, groups * GROUP, rank, power)
-    return np.ascontiguousarray(padded.reshape(groups, GROUP, rank).swapaxes(1, 2))
+def packed_bytes(kind: Kind, values: NDArray[np.float32]) -> int:
+    """What lora_pack.cl writes of a matrix, or of a stack of them."""
+    rows, columns = map(int, values.shape[-2:])
+    count: int = math.prod(values.shape[:-2])
+    match kind:
+        case Kind.A:
+            return count * groups_of(rows) * groups_of(columns, 32) * DOWN_BYTES
+        case Kind.B:
+            return count * groups_of(rows) * groups_of(columns) * UP_BYTES
+        case Kind.TABLE:
+            return rows * groups_of(columns) * 32
 
 
 def most_units(rows: int) -> int:
@@ -155,6 +89,7 @@ class DeviceAdapters:
         self._slots = program.lora_slots
         self._device = device
         self._queue = device.queue
+        self._packer = _packer(device)  # compiled before the first adapter comes
         self._held: dict[int, _Held] = {}
         self._n_added = 0
         self._t: Any = None
@@ -169,27 +104,44 @@ class DeviceAdapters:
     def add(self, adapter: BoundAdapter) -> int:
         import pyopencl as cl
 
-        packed = pack(adapter, self._sites)
-        size = SITE.itemsize * len(self._sites)
-        begin = -(-size // 64) * 64
+        layout = lay_out(adapter, self._sites, packed_bytes)
+        begin = groups_of(SITE.itemsize * len(self._sites), LINE) * LINE
+        n_bytes = begin + layout.n_bytes
         try:
-            buffer = allocate(self._device, begin + packed.data.nbytes)
+            buffer = allocate(self._device, n_bytes)
             address = address_of(self._device, buffer)
             table = np.zeros(len(self._sites), SITE)
-            for field, offsets in (("a", packed.a), ("b", packed.b)):
+            for field, offsets in (("a", layout.a), ("b", layout.b)):
                 table[field] = np.where(offsets < 0, 0, offsets + address + begin)
-            table["rank"], table["scale"] = packed.ranks, packed.scales
+            table["rank"], table["scale"] = layout.ranks, [low.scale if low else 0 for low in layout.lows]
             cl.enqueue_copy(self._queue, buffer, table.view(np.uint8), is_blocking=True)
-            cl.enqueue_copy(self._queue, buffer, packed.data, dst_offset=begin, is_blocking=True)
+            self._pack(layout.pieces, address + begin)
         except cl.MemoryError as error:
             raise OutOfMemoryError(
-                f"The device has too little memory for {adapter.info.path.name}: "
-                f"it takes {packed.data.nbytes / 1e6:.0f} MB.",
+                f"The device has too little memory for {adapter.info.path.name}: it takes {n_bytes / 1e6:.0f} MB.",
                 "Use fewer adapters at once.",
             ) from error
         self._n_added += 1
-        self._held[self._n_added] = _Held(buffer, address, int(packed.ranks.max()), begin + packed.data.nbytes)
+        self._held[self._n_added] = _Held(buffer, address, int(layout.ranks.max()), n_bytes)
         return self._n_added
+
+    def _pack(self, pieces: Sequence[Piece], address: int) -> None:
+        """Writes the matrices from there on. The kernel reads them where numpy has them: a CPU device can."""
+        import pyopencl as cl
+
+        values = [np.ascontiguousarray(piece.values, np.float32) for piece in pieces]
+        matrices = np.array(
+            [
+                (array.ctypes.data, address + piece.at, *array.shape[-2:], piece.kind, math.prod(array.shape[:-2]))
+                for array, piece in zip(values, pieces, strict=True)
+            ],
+            MATRIX,
+        )
+        flags = cl.mem_flags.READ_ONLY | cl.mem_flags.COPY_HOST_PTR
+        jobs = cl.Buffer(self._device.context, flags, hostbuf=matrices)
+        cl.Kernel(self._packer, "lora_pack")(self._queue, (len(pieces),), (1,), jobs)
+        self._queue.finish()
+        jobs.release()
 
     def remove(self, number: int) -> None:
         self._held.pop(number).buffer.release()
@@ -228,7 +180,7 @@ class DeviceAdapters:
                 for first in range(run.first, run.last, UNIT_ROWS):
                     rows = min(UNIT_ROWS, run.last - first)
                     cut.append((first, rows, held.address, strength, 0, 4 * floats))
-                    floats += rows * self._slots * 2 * held.rank
+                    floats += rows * self._slots * held.rank
         return np.array(cut, UNIT), floats
 
     def _make_room(self, floats: int) -> None:
@@ -237,3 +189,8 @@ class DeviceAdapters:
         self._t_floats = 2 * floats
         self._t = allocate(self._device, 4 * self._t_floats)
         self._t_address = address_of(self._device, self._t)
+
+
+@cache
+def _packer(device: Device) -> Any:
+    return device.build(read("common.cl") + read("lora_pack.cl"))

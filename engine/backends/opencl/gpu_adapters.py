@@ -1,17 +1,19 @@
 """LoRA adapters in the memory of a GPU: all in one buffer, so that kernels are bound to it once and for all; places in
-it are told to them in lines of 64 bytes (cl_kernels/simt_lora.cl)."""
+it are told to them in lines of 64 bytes (cl_kernels/simt_lora.cl). They have half precision."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engine.adapters import BoundAdapter
 from engine.adapters.runs import Run, adapter_runs
-from engine.backends.opencl.adapters import UNIT_ROWS, pack
+from engine.backends.opencl.adapter_layout import LINE, UNIT_ROWS, Kind, Piece, groups_of, lay_out
 from engine.backends.opencl.formats import GROUP
 from engine.backends.opencl.gpu_batch import UNIT_WORDS, LoraInput
 from engine.backends.opencl.lowering import Program
@@ -26,7 +28,9 @@ UNIT = np.dtype(
 )
 """The struct LoraUnit."""
 
-LINE = 64
+LARGEST = 2.0**14
+"""What the largest number of a matrix is brought to, as far as a power of two does: half precision ends at 65504, and
+loses digits below 6e-5."""
 
 PART_COLUMNS = 512
 """Columns of a row that one work-group sums: LORA_COLUMNS."""
@@ -35,6 +39,46 @@ PART_COLUMNS = 512
 def parts_of(k: int) -> int:
     """Parts that rows of k columns are summed in."""
     return -(-k // PART_COLUMNS)
+
+
+def _power(matrix: NDArray[np.float32]) -> float:
+    """The power of two that brings the largest number of a matrix near LARGEST."""
+    largest = float(max(matrix.max(), -matrix.min()))
+    return float(2.0 ** np.floor(np.log2(LARGEST / largest))) if largest > 1e-30 else 1.0
+
+
+def halves(piece: Piece, power: float) -> NDArray[np.float16]:
+    """A matrix in the order in which simt_lora.cl reads it, times a power; matrices of experts one after the other.
+
+    A: for each 16 ranks the columns one after the other, 16 numbers each. B: for each 16 rows the ranks one after the
+    other, 16 numbers each. A table: a row for each token.
+    """
+    *_, rows, columns = piece.values.shape
+    if piece.kind == Kind.TABLE:
+        return _padded(piece.values, rows, groups_of(columns) * GROUP, power)
+    stack = piece.values.reshape(-1, rows, columns)
+    rows = groups_of(rows) * GROUP
+    if piece.kind == Kind.B:
+        columns = groups_of(columns) * GROUP
+    padded = np.concatenate([_padded(matrix, rows, columns, power) for matrix in stack])
+    return np.ascontiguousarray(padded.reshape(-1, GROUP, columns).swapaxes(1, 2))
+
+
+def _padded(matrix: NDArray[np.float32], rows: int, columns: int, power: float) -> NDArray[np.float16]:
+    out = np.zeros((rows, columns), np.float16)
+    np.multiply(matrix, np.float32(power), out=out[: matrix.shape[0], : matrix.shape[1]], casting="unsafe")
+    return out
+
+
+def halves_bytes(kind: Kind, values: NDArray[np.float32]) -> int:
+    """What halves() of a matrix take."""
+    rows, columns = map(int, values.shape[-2:])
+    if kind != Kind.TABLE:
+        rows = groups_of(rows) * GROUP
+    if kind != Kind.A:
+        columns = groups_of(columns) * GROUP
+    count: int = math.prod(values.shape[:-2])
+    return 2 * count * rows * columns
 
 
 @dataclass(frozen=True)
@@ -72,25 +116,34 @@ class GpuAdapters:
         """Raises AdapterError, OutOfMemoryError, and what pyopencl raises."""
         import pyopencl as cl
 
-        packed = pack(adapter, self._sites)
+        layout = lay_out(adapter, self._sites, halves_bytes)
         table = np.zeros(len(self._sites), SITE)
-        table_lines = -(-table.nbytes // LINE)
-        lines = table_lines + -(-packed.data.nbytes // LINE)
+        table_lines = groups_of(table.nbytes, LINE)
+        lines = table_lines + groups_of(layout.n_bytes, LINE)
         first = self._find(lines)
         if LINE * (first + lines) > int(self._queue.device.max_mem_alloc_size):
             raise self._too_large(adapter, LINE * lines)
-        for field, offsets in (("a", packed.a), ("b", packed.b)):
+        for field, offsets in (("a", layout.a), ("b", layout.b)):
             table[field] = np.where(offsets < 0, 0, first + table_lines + offsets // LINE)
-        table["rank"], table["scale"] = packed.ranks, packed.scales
+        data = np.zeros(layout.n_bytes, np.uint8)
+        powers: dict[int, float] = {}
+        for piece in layout.pieces:
+            powers[piece.at] = _power(piece.values)
+            packed = halves(piece, powers[piece.at]).reshape(-1).view(np.uint8)
+            data[piece.at : piece.at + packed.nbytes] = packed
+        table["rank"] = layout.ranks
+        for i, low in enumerate(layout.lows):
+            if low:
+                table["scale"][i] = low.scale / (powers[int(layout.a[i])] * powers[int(layout.b[i])])
         try:
             if first + lines > self._lines:
                 self._grow(first + lines)
-            for data, line in ((table.view(np.uint8), first), (packed.data, first + table_lines)):
-                cl.enqueue_copy(self._queue, self.buffer, data, dst_offset=LINE * line, is_blocking=True)
+            for part, line in ((table.view(np.uint8), first), (data, first + table_lines)):
+                cl.enqueue_copy(self._queue, self.buffer, part, dst_offset=LINE * line, is_blocking=True)
         except cl.MemoryError as error:
             raise self._too_large(adapter, LINE * lines) from error
         self._n_added += 1
-        self._held[self._n_added] = _Held(first, lines, int(packed.ranks.max()))
+        self._held[self._n_added] = _Held(first, lines, int(layout.ranks.max()))
         return self._n_added
 
     def remove(self, number: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from engine.backends.opencl.adapters import UNIT_ROWS
+from engine.backends.opencl.adapter_layout import UNIT_ROWS
 from engine.backends.opencl.formats import FORMATS, GROUP
 from engine.backends.opencl.gpu_adapters import parts_of
 from engine.backends.opencl.gpu_batch import LOGIT_ROWS_WORD, ROWS_WORD, Counts, LoraCounts

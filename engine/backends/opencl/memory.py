@@ -54,7 +54,8 @@ def allocate_pieces(device: Device, sizes: Mapping[T, int]) -> tuple[dict[T, Any
     wholes: list[Any] = []
     names = list(sizes)
     while names:
-        together, size = [], 0
+        together: list[tuple[T, int]] = []
+        size = 0
         while names and (not together or size + sizes[names[0]] <= _POOL_BYTES):
             together.append((names[0], size))
             size += -(-max(sizes[names.pop(0)], 64) // _PIECE_ALIGNMENT) * _PIECE_ALIGNMENT
