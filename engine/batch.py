@@ -152,6 +152,18 @@ class GivesTop(Protocol):
 
 
 @runtime_checkable
+class Overlaps(Protocol):
+    """A LoadedModel whose device computes by itself once a step is queued."""
+
+    meanwhile: Callable[[], None]
+    """Called in every step between queueing it and waiting for it. It must not raise."""
+
+
+def nothing() -> None:
+    """For `Overlaps.meanwhile`, where there is nothing to do."""
+
+
+@runtime_checkable
 class TakesAdapters(Protocol):
     """A LoadedModel whose batches may name adapters."""
 

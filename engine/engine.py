@@ -330,6 +330,8 @@ class Engine:
     def _run_commands(self, wait: bool) -> None:
         if wait:
             self._commands.get()()
+        if self._serving is not None and not self._commands.empty():
+            self._serving.hand_out()  # they may take long
         while not self._commands.empty():
             try:
                 self._commands.get_nowait()()

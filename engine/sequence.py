@@ -111,6 +111,7 @@ class Sequence:
         self.sampler = sampler
         self.logprobs = logprobs
         self.stream = stream
+        self.ended = False  # nothing follows in its stream
         self.drafting = drafting
         self.guess: Guess | None = None
         self.made: tuple[int, NDArray[np.float32]] | None = None

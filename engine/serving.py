@@ -21,6 +21,7 @@ from engine.api import (
     ContextPolicy,
     DraftKind,
     Embeddings,
+    Event,
     Failed,
     Figures,
     Finished,
@@ -33,7 +34,7 @@ from engine.api import (
     StopReason,
     Token,
 )
-from engine.batch import GivesTop, LoadedModel, TopLogits
+from engine.batch import GivesTop, LoadedModel, Overlaps, TopLogits, nothing
 from engine.chat_template import PLAIN_CHAT_TEMPLATE, ChatTemplate
 from engine.context import DropOldest, Shift, Shortening, shorter_prompt
 from engine.drafts.drafting import Drafting
@@ -97,6 +98,10 @@ class Serving:
         self._embeddings: deque[EmbeddingWork] = deque()
         self.figures: Figures | None = None
         self.adapters = AdapterRack(model, base)
+        self._events: list[tuple[Stream, Event]] = []  # that have not been handed out yet
+        self._overlaps = isinstance(model, Overlaps)
+        if isinstance(model, Overlaps):
+            model.meanwhile = self.hand_out
 
     @property
     def n_active(self) -> int:
@@ -240,11 +245,20 @@ class Serving:
     def step(self) -> None:
         """One forward pass of the running requests and one of texts to embed, and what follows from them.
 
+        Where the model Overlaps, the events of a step are handed out when the next one has been queued, or by hand_out.
         Raises DeviceError when the device failed.
         """
         self._step_requests()
         if self._embeddings:
             self._step_embeddings()
+        if not self._overlaps or not self.busy:
+            self.hand_out()
+
+    def hand_out(self) -> None:
+        """Puts all events so far into their streams."""
+        events, self._events = self._events, []
+        for stream, event in events:
+            stream.put(event)
 
     def _step_embeddings(self) -> None:
         work, scheduler = self._embeddings[0], self._scheduler
@@ -272,6 +286,7 @@ class Serving:
         self._propose()
         step = self._scheduler.schedule()
         if step is None:
+            self.hand_out()
             return
         self._announce(step)
         began = perf_counter()
@@ -288,7 +303,7 @@ class Serving:
         for rows in step.rows:
             sequence = rows.sequence
             if not sequence.n_generated:
-                sequence.stream.put(PrefillProgress(sequence.n_computed, sequence.n_prompt))
+                self._put(sequence, PrefillProgress(sequence.n_computed, sequence.n_prompt))
             if rows.samples:
                 before, wanted = sequence.n_generated, 1 + len(rows.guesses)
                 if not sequence.n_generated:
@@ -328,6 +343,8 @@ class Serving:
     def close(self) -> None:
         """Waits until sessions are saved, then lets go of the model."""
         self.sessions.close()
+        if isinstance(self.model, Overlaps):
+            self.model.meanwhile = nothing
         self.model.close()
 
     def _begin_restoring(self, sequence: Sequence) -> None:
@@ -373,6 +390,7 @@ class Serving:
             work.end(self._scheduler.blocks)
             work.job.fail(reason)
         self._embeddings.clear()
+        self.hand_out()
 
     def _end_cancelled(self) -> None:
         scheduler = self._scheduler
@@ -385,14 +403,14 @@ class Serving:
             sequence = rows.sequence
             if not sequence.started:
                 sequence.start(perf_counter())
-                sequence.stream.put(Started(sequence.n_prompt, sequence.context_length, sequence.note))
+                self._put(sequence, Started(sequence.n_prompt, sequence.context_length, sequence.note))
 
     def _fork(self, parent: Sequence, logits: Sequence_[LogitRow]) -> None:
         """Begins the other answers to the parent's prompt, which has just been computed."""
         for sequence in self._scheduler.fork(parent):
             sequence.start(perf_counter())
-            sequence.stream.put(Started(sequence.n_prompt, sequence.context_length, sequence.note))
-            sequence.stream.put(PrefillProgress(sequence.n_computed, sequence.n_prompt))
+            self._put(sequence, Started(sequence.n_prompt, sequence.context_length, sequence.note))
+            self._put(sequence, PrefillProgress(sequence.n_computed, sequence.n_prompt))
             self._continue(sequence, logits)
             self._jump_ahead(sequence)
 
@@ -484,14 +502,14 @@ class Serving:
         if sequence.logprobs and not isinstance(logits, TopLogits):
             logprob, alternatives = log_probabilities(logits, token, sequence.logprobs)
             event = dataclasses.replace(event, logprob=logprob, alternatives=alternatives)
-        sequence.stream.put(event)
+        self._put(sequence, event)
         return reason, accepted
 
     @staticmethod
     def _forced(sequence: Sequence) -> list[int]:
         """Tokens that the grammar of an answer forces; none where their log probabilities are asked for, as tokens that
         were not drawn have none to tell."""
-        if sequence.logprobs or sequence.stream.ended:
+        if sequence.logprobs or sequence.ended:
             return []
         return sequence.sampler.forced_tokens()[: LONGEST_JUMP - 1]
 
@@ -503,7 +521,7 @@ class Serving:
             now = perf_counter()
             text, reason = sequence.append(token, now)
             self.figures = sequence.figures(self._meter, now)
-            sequence.stream.put(Token(token, text, self.figures))
+            self._put(sequence, Token(token, text, self.figures))
             if reason is not None:
                 self._finish(sequence, reason)
                 return
@@ -517,10 +535,15 @@ class Serving:
         self._scheduler.remove(sequence)
         self.speculation.forget(sequence)
         self.figures = sequence.figures(self._meter, perf_counter())
-        sequence.stream.put(Finished(reason, sequence.finish_text(), self.figures))
+        sequence.ended = True
+        self._put(sequence, Finished(reason, sequence.finish_text(), self.figures))
 
     def _fail(self, sequence: Sequence, error: RealmError) -> None:
         self._rows.forget(sequence)
         self._scheduler.remove(sequence)
         self.speculation.forget(sequence)
-        sequence.stream.put(Failed(error))
+        sequence.ended = True
+        self._put(sequence, Failed(error))
+
+    def _put(self, sequence: Sequence, event: Event) -> None:
+        self._events.append((sequence.stream, event))

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.api import DeviceInfo, LoadOptions, ModelInfo, SamplingParams
-from engine.batch import KV_BLOCK, Batch, MemoryUse
+from engine.batch import KV_BLOCK, Batch, MemoryUse, nothing
 from engine.engine import Loader
 from engine.sampling import Sampler
 
@@ -172,6 +172,18 @@ class FakeTokenizer:
 
     def stream_decoder(self, *, keep_special: bool = True) -> FakeDecoder:
         return FakeDecoder(keep_special)
+
+
+class OverlappingModel(FakeModel):
+    """Lets something else be done in each step."""
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self.meanwhile: Callable[[], None] = nothing
+
+    def forward(self, batch: Batch) -> np.ndarray[Any, np.dtype[np.float32]]:
+        self.meanwhile()
+        return super().forward(batch)
 
 
 @dataclass

@@ -20,7 +20,7 @@ from engine.api import (
     StopReason,
     Token,
 )
-from engine.batch import KV_BLOCK
+from engine.batch import KV_BLOCK, Batch
 from engine.drafts.fit import SharedTokens
 from engine.drafts.model import ModelDrafter
 from engine.request import parallel_request
@@ -28,7 +28,7 @@ from engine.serving import Serving
 from engine.stream import Stream
 from engine.swap import HostMemory
 from tests.drafts.simulation import Always, agreeing
-from tests.engine.fakes import N_VOCAB, FakeBundle, FakeModel, lone_run
+from tests.engine.fakes import N_VOCAB, FakeBundle, FakeModel, OverlappingModel, lone_run
 
 starts = [[1] * 70, [1] * 40 + [2] * 30, list(range(90))]
 prompts = st.builds(
@@ -47,9 +47,14 @@ def _draft(guesses: int, sampled: bool) -> DraftOptions | None:
 
 
 class Requests(RuleBasedStateMachine):
-    @initialize(n_blocks=st.integers(6, 24), max_rows=st.integers(1, 48), host_blocks=st.sampled_from([0, 3, 10, 1000]))
-    def load(self, n_blocks: int, max_rows: int, host_blocks: int) -> None:
-        bundle = FakeBundle(FakeModel(n_blocks, max_rows))
+    @initialize(
+        n_blocks=st.integers(6, 24),
+        max_rows=st.integers(1, 48),
+        host_blocks=st.sampled_from([0, 3, 10, 1000]),
+        overlaps=st.booleans(),
+    )
+    def load(self, n_blocks: int, max_rows: int, host_blocks: int, overlaps: bool) -> None:
+        bundle = FakeBundle((OverlappingModel if overlaps else FakeModel)(n_blocks, max_rows))
         self.model: FakeModel = bundle.model
         self.serving = Serving(bundle.model, bundle.tokenizer, bundle.template, bundle.info)
         # guesses of both kinds: some that are always checked, and a draft model's, in a cache too small for a crowd
@@ -168,6 +173,29 @@ def assert_lone_answer(request: GenerateRequest, events: list[Any], context_leng
         assert figures.generated_tokens == len(tokens)
         assert figures.prompt_tokens == len(prompt)
         assert 0 <= figures.cached_tokens <= len(prompt)
+
+
+def test_events_are_handed_out_while_the_next_step_computes() -> None:
+    stream, heard = Stream(), []
+    assert stream.claim()
+
+    class Watched(OverlappingModel):
+        def forward(self, batch: Batch) -> Any:
+            before = stream.poll()
+            logits = super().forward(batch)
+            heard.append((len(before), sum(isinstance(event, Token) for event in stream.poll())))
+            return logits
+
+    bundle = FakeBundle(Watched())
+    serving = Serving(bundle.model, bundle.tokenizer, bundle.template, bundle.info)
+    request = GenerateRequest(
+        prompt_tokens=[1, 2, 3], max_tokens=4, sampling=SamplingParams(temperature=0), ignore_eos=True
+    )
+    serving.add(stream, request, 0.0)
+    while serving.busy:
+        serving.step()
+    assert heard == [(0, 0), (0, 1), (0, 1), (0, 1)]
+    assert [type(event) for event in stream.poll()] == [Token, Finished]
 
 
 TestRequests = Requests.TestCase

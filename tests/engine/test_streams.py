@@ -226,6 +226,7 @@ class Streams(RuleBasedStateMachine):
         for _ in range(n):
             if self.serving.busy:
                 self.serving.step()
+        self.serving.hand_out()
         for one in self.asked:
             one.read()
 
@@ -236,6 +237,7 @@ class Streams(RuleBasedStateMachine):
             one = running[which % len(running)]
             one.stream.cancel()
             self.serving._end_cancelled()
+            self.serving.hand_out()
             one.read()
             assert one.ended is not None
 

@@ -29,7 +29,17 @@ from engine.backends.opencl.kv_blocks import KV_LAYOUT, read_blocks, write_block
 from engine.backends.opencl.lowering import MOST_TOP, Buffer, Cache, Place, Program, lower, padded16, padded32
 from engine.backends.opencl.platforms import devices
 from engine.backends.opencl.weights import STAGING_BYTES, DeviceWeights
-from engine.batch import KV_BLOCK, Batch, MemoryUse, Progress, TopLogits, given_to_parts, split_logit_rows, step_rows
+from engine.batch import (
+    KV_BLOCK,
+    Batch,
+    MemoryUse,
+    Progress,
+    TopLogits,
+    given_to_parts,
+    nothing,
+    split_logit_rows,
+    step_rows,
+)
 from engine.errors import DeviceError, OutOfMemoryError, UnsupportedModelError
 from engine.gguf import GGUFFile
 from engine.graph import Graph, Weight
@@ -71,6 +81,7 @@ class GpuModel:
         import pyopencl as cl
 
         self.device = device
+        self.meanwhile: Callable[[], None] = nothing
         self._on = next(d for d in devices() if f"opencl:{d.index}" == device.id)
         self.n_vocab = graph.n_vocab
         self.n_blocks = n_blocks
@@ -289,10 +300,10 @@ class GpuModel:
                     sizes = launch.sizes(counts)
                     if sizes[1]:
                         cl.enqueue_nd_range_kernel(queue, launch.kernel, sizes, launch.local)
+            queue.flush()
+            self.meanwhile()
             if len(out):
                 cl.enqueue_copy(queue, out, result, src_offset=offset, is_blocking=True)
-            else:
-                queue.flush()
         except cl.Error as error:
             raise _device_error(error) from error
         self._n_rows = len(batch.tokens)

@@ -41,6 +41,7 @@ from engine.batch import (
     Progress,
     TopLogits,
     given_to_parts,
+    nothing,
     split_logit_rows,
     step_rows,
 )
@@ -125,6 +126,7 @@ class OpenCLModel:
         self.n_blocks = n_blocks
         self.max_rows = step_rows(graph, n_blocks, MAX_ROWS)
         self.hidden_width = graph.hidden.width if graph.hidden else 0
+        self.meanwhile: Callable[[], None] = nothing
         self._bandwidth: float | None = None
         self._buffers: list[Any] = []
         self.weights = DeviceWeights(file, self._on, graph, lent=lent)
@@ -313,6 +315,8 @@ class OpenCLModel:
             for part in range(step.n_parts):
                 self.weights.bring(part)
                 cl.enqueue_nd_range_kernel(self._on.queue, step.kernels[part], (4 * self._on.workers,), (1,))
+            self._on.queue.flush()
+            self.meanwhile()
             self._on.queue.finish()
         except cl.Error as error:
             raise _device_error(error) from error
