@@ -10,6 +10,7 @@ where block is one more block of the decoder, with keys and values of its own. T
 how DeepSeek-V3's report (arXiv 2412.19437, 2.2) has it; that h is taken after the last norm, and x after its own, is as
 in vLLM (deepseek_mtp.py, glm4_moe_mtp.py: the decoder's forward() ends with its norm), SGLang (deepseek_nextn.py) and
 llama.cpp (h_nextn in glm4-moe.cpp). Table, norm and head that the file does not have for the layer are the decoder's.
+(vLLM also blanks the embedding at its position 0, which neither the report nor the others do.)
 """
 
 from __future__ import annotations
