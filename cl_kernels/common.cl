@@ -43,19 +43,35 @@ typedef float v8sf __attribute__((vector_size(32)));
 #endif
 #ifdef REALM_BYTES
 
-// acc[lane] += sum over 4 bytes of (unsigned byte of w[lane]) * (signed byte of x)
-static inline __attribute__((always_inline)) int16 dot4(int16 acc, int16 w, int x)
+// acc[lane] += sum over 4 bytes of (unsigned byte of w[lane]) * (signed byte of x[lane])
+static inline __attribute__((always_inline)) int16 dot4_each(int16 acc, int16 w, int16 x)
 {
 #ifdef REALM_DOT_VNNI512
     return __builtin_astype(
         __builtin_ia32_vpdpbusd512(__builtin_astype(acc, v16si), __builtin_astype(w, v16si),
-                                   __builtin_astype((int16)(x), v16si)),
+                                   __builtin_astype(x, v16si)),
         int16);
 #else
     acc += (w & 0xff) * ((x << 24) >> 24);
     acc += ((w >> 8) & 0xff) * ((x << 16) >> 24);
     acc += ((w >> 16) & 0xff) * ((x << 8) >> 24);
     return acc + ((w >> 24) & 0xff) * (x >> 24);
+#endif
+}
+
+// The same with one word for all lanes
+static inline __attribute__((always_inline)) int16 dot4(int16 acc, int16 w, int x)
+{
+    return dot4_each(acc, w, (int16)(x));
+}
+
+// Sums of bytes, each modulo 256
+static inline __attribute__((always_inline)) int16 add_bytes(int16 a, int16 b)
+{
+#ifdef REALM_DOT_VNNI512
+    return __builtin_astype(__builtin_astype(a, v64qi) + __builtin_astype(b, v64qi), int16);
+#else
+    return ((a & 0x7f7f7f7f) + (b & 0x7f7f7f7f)) ^ ((a ^ b) & (int)0x80808080);
 #endif
 }
 

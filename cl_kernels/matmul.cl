@@ -215,6 +215,10 @@ DEFINE_PAIR(pair_4, 4)
 #undef DEFINE_PAIR
 #endif
 
+#if defined(REALM_PAIRS) && SUB == 32 && LARGEST_CODE <= 2 * PAIR_BIAS
+#define PAIRS
+#endif
+
 // `count` blocks of a group from the first on into a panel (panel.cl); asks for the panel after this one, or for
 // its scales alone
 static void T(unpack_panel)(const __global uchar *group, const __global uchar *ahead, int blocks, int first, int next,
@@ -230,10 +234,20 @@ static void T(unpack_panel)(const __global uchar *group, const __global uchar *a
         UNPACK(group + (long)(first + b) * BLOCK_BYTES, w, WORDS16)
         _Pragma("unroll") for (int i = 0; i < 8; i++) panel_word(panel, 8 * b + i, w[i], OFFSET);
         T(scales)(group + records, first + b, panel->scale + PARTS * b, panel->minimum + PARTS * b);
+#ifdef PAIRS
+        int16 less = (int16)(0);
+        _Pragma("unroll") for (int i = 0; i < 8; i += 2)
+            less = dot4_each(less, EVEN_OF_PAIR(w[i]), ODD_OF_PAIR(w[i + 1]));
+        panel->less[b] = less;
+#endif
     }
 }
 
-#if SUB == 32 && !HAS_MINIMUM
+#if defined(PAIRS) && HAS_MINIMUM
+#define MULTIPLY_PANELS multiply_panels_pairs_1
+#elif defined(PAIRS)
+#define MULTIPLY_PANELS multiply_panels_pairs_0
+#elif SUB == 32 && !HAS_MINIMUM
 #define MULTIPLY_PANELS multiply_panels_1_0
 #elif SUB == 32
 #define MULTIPLY_PANELS multiply_panels_1_1
@@ -243,16 +257,16 @@ static void T(unpack_panel)(const __global uchar *group, const __global uchar *a
 #define MULTIPLY_PANELS multiply_panels_2_1
 #endif
 #define PANEL_COLUMNS (32 * PANEL_BLOCKS)
-#define PANEL_RESULT(g, t) acc[(g) * PANEL_ROWS + t]
+#define PANEL_RESULT(acc, g, t) (acc)[(g) * PANEL_ROWS + t]
 
 // acc[g * PANEL_ROWS + t] += columns first .. last - 1 of group g times activation row x[t], for up to PANEL_GROUPS
-// groups and `rows` rows, a multiple of 4
+// groups and `rows` rows, a multiple of 4; the groups `ahead` follow, with columns from next_first on
 static inline void T(add_columns)(const __global uchar *weights, int groups, int k, int first, int last,
-                                  const __global char *const *x, int rows, float16 *acc)
+                                  const __global uchar *ahead, int next_first, const __global char *const *x, int rows,
+                                  float16 *acc)
 {
     const long bytes = T(group_bytes)(k);
-    const int blocks = k / 32, at = first / 32, count = (last - first) / 32, next = last < k ? last / 32 : 0;
-    const __global uchar *ahead = next ? weights : weights + groups * bytes; // the panels after these
+    const int blocks = k / 32, at = first / 32, count = (last - first) / 32, next = next_first / 32;
     Panel panel[PANEL_GROUPS];
     for (int g = 0; g < groups; g++)
         T(unpack_panel)(weights + g * bytes, ahead + g * bytes, blocks, at, next, count, panel + g);

@@ -77,11 +77,12 @@ static inline __attribute__((always_inline)) void T(dot)(
 
 #ifdef PANEL_FLOATS
 #define PANEL_COLUMNS PANEL_FLOATS
-#define PANEL_RESULT(g, t) (acc[t] + acc[PANEL_ROWS + (t)])
+#define PANEL_RESULT(acc, g, t) ((acc)[t] + (acc)[PANEL_ROWS + (t)])
 
 // As in matmul.cl; odd columns are added up apart, in acc[PANEL_ROWS + t].
 static inline void T(add_columns)(const __global uchar *group, int groups, int k, int first, int last,
-                                  const __global char *const *x, int rows, float16 *acc)
+                                  const __global uchar *ahead, int next_first, const __global char *const *x, int rows,
+                                  float16 *acc)
 {
     Panel panel;
     for (int i = first; i < last; i++)

@@ -1,29 +1,38 @@
 // One type's share of a matrix product: groups first .. last-1 of the weights times the rows of a Product.
 
 #ifdef PANEL_COLUMNS
-// For many rows: as evenly as they go, so many at a time that their sums stay in the cache.
+// For many rows: as evenly as they go, so many at a time that their columns of a panel stay in the cache, with the sums
+// of some groups.
 static void T(matmul_panels)(const __global uchar *weights, int first, int last, const Product *p)
 {
     const long bytes = T(group_bytes)(p->k);
     const int turns = (p->rows + PANEL_ROWS - 1) / PANEL_ROWS, panels = (p->k + PANEL_COLUMNS - 1) / PANEL_COLUMNS;
-    float16 acc[2 * PANEL_ROWS];
+    float16 acc[PANEL_TURNS][2 * PANEL_ROWS];
     const __global char *x[PANEL_ROWS];
     for (int turn = 0; turn < turns; turn++) {
         const int begin = (long)p->rows * turn / turns, end = (long)p->rows * (turn + 1) / turns;
         const int padded = (end - begin + 3) / 4 * 4;
         for (int t = 0; t < padded; t++)
             x[t] = product_input(p, min(begin + t, end - 1));
-        for (int group = first; group < last; group += PANEL_GROUPS) {
-            const int groups = min(PANEL_GROUPS, last - group);
-            for (int t = 0; t < padded; t++)
-                acc[t] = acc[PANEL_ROWS + t] = (float16)(0.0f);
+        for (int from = first, to; from < last; from = to) {
+            to = min(from + PANEL_TURNS * PANEL_GROUPS, last);
+            const int steps = (to - from + PANEL_GROUPS - 1) / PANEL_GROUPS;
+            for (int s = 0; s < steps; s++)
+                for (int t = 0; t < padded; t++)
+                    acc[s][t] = acc[s][PANEL_ROWS + t] = (float16)(0.0f);
             for (int i = 0, at = 0, next; i < panels; i++, at = next) {
                 next = i + 1 < panels ? p->k / 32 * (i + 1) / panels * 32 : p->k;
-                T(add_columns)(weights + group * bytes, groups, p->k, at, next, x, padded, acc);
+                for (int s = 0; s < steps; s++) {
+                    const int group = from + s * PANEL_GROUPS, same = s + 1 < steps, more = same || next < p->k;
+                    const int following = same ? group + PANEL_GROUPS : more ? from : to;
+                    T(add_columns)(weights + group * bytes, min(PANEL_GROUPS, to - group), p->k, at, next,
+                                   weights + following * bytes, same ? at : more ? next : 0, x, padded, acc[s]);
+                }
             }
-            for (int g = 0; g < groups; g++)
-                for (int t = begin; t < end; t++)
-                    product_output(p, t, 16 * (group + g), PANEL_RESULT(g, t - begin));
+            for (int s = 0; s < steps; s++)
+                for (int g = 0; g < min(PANEL_GROUPS, to - from - s * PANEL_GROUPS); g++)
+                    for (int t = begin; t < end; t++)
+                        product_output(p, t, 16 * (from + s * PANEL_GROUPS + g), PANEL_RESULT(acc[s], g, t - begin));
         }
     }
 }

@@ -6,7 +6,8 @@
 // and floats are added in the same order.
 
 #define PANEL_BLOCKS 16 // of 32 columns, of quantised weights, at most
-#define PANEL_ROWS 64   // rows of activations that a panel serves before the next takes its place
+#define PANEL_ROWS 128  // rows of activations that a panel serves before the next takes its place
+#define PANEL_TURNS 8    // times PANEL_GROUPS groups, whose sums grow side by side
 
 #ifdef REALM_BYTES
 #define PANEL_GROUPS 2   // that go together
@@ -16,6 +17,9 @@
 typedef struct {
     int16 w[8 * PANEL_BLOCKS];
     float16 scale[2 * PANEL_BLOCKS], minimum[2 * PANEL_BLOCKS];
+#ifdef REALM_PAIRS
+    int16 less[PANEL_BLOCKS]; // see panel_pairs.cl
+#endif
 } Panel;
 
 // Puts word i of the columns into the panel.
@@ -58,7 +62,7 @@ typedef struct {
     int bytes;
 } Ahead;
 
-#define ONLY_TURN -1 // where one turn serves all rows
+#define ONLY_TURN -1 // where one turn s all rows
 
 // Asks for the next panels' block b while these are multiplied, so that requests do not come faster than memory answers:
 // the first turn of rows for every other block, the second for the rest.

@@ -2,14 +2,17 @@
 //
 // A prepared row for quantised weights holds k integers of 15 bits, 128 * high + low: for every 32 (a block) 32 high and
 // 32 low signed bytes. Then, per block, float scale, float scale * sum of the integers and their int sum, and then int
-// sums of 16. Values are scale * integer.
+// sums of 16, then what panel_pairs.cl takes off. Values are scale * integer.
 
 static inline __attribute__((always_inline)) long prepared_bytes(int k)
 {
-    return (2 * (long)k + k / 32 * 12 + k / 16 * 4 + 63) / 64 * 64;
+    return (2 * (long)k + k / 32 * 16 + k / 16 * 4 + 63) / 64 * 64;
 }
 
 #define LARGEST 16256 // 128 * 127
+
+// What is added to the weights of even words where they are multiplied in pairs, and taken off those of odd ones
+#define PAIR_BIAS 64
 
 static inline __attribute__((always_inline)) int sum_int16(int16 v)
 {
@@ -49,6 +52,11 @@ static inline __attribute__((always_inline)) void quantise_block(
     const int16 a = nearest16(lo * inverse), b = nearest16(hi * inverse);
     store_part(a, 0, 2, row + block * 64);
     store_part(b, 1, 2, row + block * 64);
+#ifdef REALM_PAIRS
+    const int16 low_a = a - ((a + 64) >> 7 << 7), low_b = b - ((b + 64) >> 7 << 7);
+    const int16 even = (int16)(low_a.s012389ab, low_b.s012389ab), odd = (int16)(low_a.s4567cdef, low_b.s4567cdef);
+    sums[3 * blocks + block] = sum_int16(even * odd + PAIR_BIAS * (even - odd));
+#endif
     const int sum_a = sum_int16(a), sum_b = sum_int16(b);
     scales[block] = scale;
     scales[blocks + block] = scale * (float)(sum_a + sum_b);

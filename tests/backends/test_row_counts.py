@@ -45,3 +45,23 @@ def test_a_row_is_the_same_alone_and_among_others() -> None:
         got = model.forward(one_sequence(np.arange(count), logit_rows=wanted))
         np.testing.assert_array_equal(got, alone[wanted], str(count))
     model.close()
+
+
+def test_more_groups_than_have_their_sums_side_by_side() -> None:
+    """A chunk of 18 groups, and at the end one of 17, for more rows than a panel serves."""
+    rng = np.random.default_rng(9)
+    width, rows = 71 * 16, 135
+    x = rng.normal(0, 1, (rows, COLUMNS)).astype(np.float32)
+    file, products = MemoryFile(), []
+    graph = Graph(n_vocab=2 * width, n_layers=0, n_kv_heads=1, head_width=16)
+    inputs = graph.embed(file.add("x", "F32", x, COLUMNS))
+    for name in ("Q4_0", "Q5_1"):
+        raw = rng.integers(0, 256, (width, QuantType.by_name(name).row_bytes(COLUMNS)), np.uint8) & np.uint8(0x3B)
+        products.append(Piece(graph.linear(inputs, file.add(name, name, raw, COLUMNS)), 1, 0, width))
+    graph.select_rows(graph.join(*products, heads=1))
+    model = load("opencl", file, graph, n_blocks=8)
+    wanted = np.array([0, 1, 66, 67, 68, 133, 134])
+    alone = np.concatenate([model.forward(one_sequence([row])).copy() for row in wanted])
+    got = model.forward(one_sequence(np.arange(rows), logit_rows=wanted))
+    np.testing.assert_array_equal(got, alone)
+    model.close()

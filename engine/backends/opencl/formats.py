@@ -44,6 +44,13 @@ class Format:
         return self.element_bytes > 0
 
     @property
+    def largest_code(self) -> int:
+        """The largest number that a quant stands for, with `offset` added."""
+        if self.values:
+            return max(self.values)
+        return ((1 << self.bits) - 1) * (2 if self.codes == "C_TWICE" else 1)
+
+    @property
     def record_bytes(self) -> int:
         parts = self.super_block // self.sub_block
         return {
@@ -144,6 +151,7 @@ def type_definitions(name: str) -> str:
             f"#define SUB {f.sub_block}",
             f"#define SCALES {f.scales}",
             f"#define OFFSET {f.offset}",
+            f"#define LARGEST_CODE {f.largest_code}",
             f"#define CODES {f.codes}",
             f"#define FACTOR {f.factor}f",
             f"#define SOURCE_{name}",
@@ -182,6 +190,8 @@ _MACROS = [
     "SUB",
     "SCALES",
     "OFFSET",
+    "LARGEST_CODE",
+    "PAIRS",
     "CODES",
     "FACTOR",
     "VALUES",

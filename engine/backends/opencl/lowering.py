@@ -179,7 +179,7 @@ class Program:
 
 def prepared_bytes(k: int) -> int:
     """Bytes of a row of activations as integers; see prepare.cl."""
-    return -(-(2 * k + k // 32 * 12 + k // 16 * 4) // 64) * 64
+    return -(-(2 * k + k // 32 * 16 + k // 16 * 4) // 64) * 64
 
 
 def padded16(width: int) -> int:

@@ -38,9 +38,8 @@ DOT_VARIANTS = (
     ),
     Variant("avx2", ("-DREALM_DOT_AVX2",), "defined(__AVX2__)"),
     Variant("portable", ()),
-    Variant(
-        "portable-bytes", ("-DREALM_BYTES",)
-    ),  # what avx512-vnni does in plain C, for tests: asked for by name only
+    # what avx512-vnni does in plain C, for tests: asked for by name only
+    Variant("portable-bytes", ("-DREALM_BYTES", "-DREALM_PAIRS")),
 )
 HALF_VARIANTS = (
     Variant("f16-avx512", ("-DREALM_F16_AVX512",), "defined(__AVX512F__) && defined(__AVX512DQ__)"),
@@ -178,7 +177,10 @@ class Device:
 
     @property
     def options(self) -> list[str]:
-        return [option for variant in self.variants for option in variant.options]
+        found = [option for variant in self.variants for option in variant.options]
+        # AMD's processors multiply in two of four pipes for vectors; Intel's have two for all of 512 bits
+        pairs = self.variants[0].name == "avx512-vnni" and "amd" in self.handle.vendor.lower()
+        return [*found, "-DREALM_PAIRS"] if pairs else found
 
     @property
     def relax(self) -> str:

@@ -39,6 +39,7 @@ def _panels() -> list[str]:
         "#ifdef REALM_BYTES",
         *tiles,
         read("panel_bytes.cl"),
+        read("panel_pairs.cl"),
         "#else",
         read("panel_words.cl"),
         "#endif",
