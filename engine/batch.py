@@ -48,12 +48,17 @@ class Batch:
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """streamed_bytes: weights that are not among weight_bytes: every step reads them from the file again."""
+    """streamed_bytes: weights that are not among weight_bytes: every step reads them from the file again.
+
+    idle_bytes: the part of scratch_bytes that one answer alone leaves untouched, which a process does not take then:
+    logits of further rows.
+    """
 
     weight_bytes: int
     kv_bytes: int
     scratch_bytes: int
     streamed_bytes: int = 0
+    idle_bytes: int = 0
 
 
 class LoadedModel(Protocol):

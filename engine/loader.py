@@ -107,6 +107,8 @@ def load_model(
             f"The context of {context} tokens is longer than the {trained} "
             "that the model was trained for; answers may lose coherence."
         )
+    fingerprint, adapters = model_fingerprint(file, graph), AdapterBase.of(file, graph)
+    file.release_pages()  # beside what was read there are pages that the system mapped around it
     return LoadedBundle(
         model,
         tokenizer,
@@ -131,10 +133,10 @@ def load_model(
             is_encoder=not graph.causal,
             predicts=architecture.prediction is not None,
             pooling=pooling,
-            fingerprint=model_fingerprint(file, graph),
+            fingerprint=fingerprint,
             notes=tuple(notes),
         ),
-        AdapterBase.of(file, graph),
+        adapters,
     )
 
 

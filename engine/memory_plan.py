@@ -47,6 +47,7 @@ class MemoryPlan:
 
     limited: the context is shorter than it would be with more memory.
     weight_budget: the bytes that weights have to keep to; streamed_bytes of them are read in every step.
+    idle_bytes: the part of scratch_bytes that one answer alone does not touch.
     """
 
     device: DeviceInfo
@@ -59,6 +60,7 @@ class MemoryPlan:
     limited: bool = False
     weight_budget: int | None = None
     streamed_bytes: int = 0
+    idle_bytes: int = 0
 
     @property
     def device_bytes(self) -> int:
@@ -66,8 +68,8 @@ class MemoryPlan:
 
     @property
     def peak_bytes(self) -> int:
-        """The process's resident memory at its largest, with the whole context in use."""
-        return self.process_bytes + (self.device_bytes if self.device.kind == "cpu" else 0)
+        """The process's resident memory at its largest, with the whole context in use by one answer."""
+        return self.process_bytes + (self.device_bytes - self.idle_bytes if self.device.kind == "cpu" else 0)
 
 
 def plan_memory(
@@ -95,7 +97,7 @@ def plan_memory(
     def plan(length: int, use: MemoryUse, budget: int | None = None) -> MemoryPlan:
         sizes = (use.weight_bytes, use.kv_bytes, use.scratch_bytes)
         limited = length < context
-        return MemoryPlan(device, length, *sizes, process, free, limited, budget, use.streamed_bytes)
+        return MemoryPlan(device, length, *sizes, process, free, limited, budget, use.streamed_bytes, use.idle_bytes)
 
     whole, least = _try(predict, context), min(context, LEAST_CONTEXT)
     if whole is not None and (not free or _total(whole) <= free):

@@ -175,7 +175,7 @@ def _plan_rows(plan: MemoryPlan) -> list[list[str]]:
         ["scratch", bytes_text(plan.scratch_bytes)],
         *([["from the file", f"{bytes_text(plan.streamed_bytes)} in every step"]] if plan.streamed_bytes else []),
         ["together", f"{bytes_text(plan.device_bytes)} on the device"],
-        ["process", f"{bytes_text(plan.peak_bytes)} at its peak, when the whole context is in use"],
+        ["process", f"{bytes_text(plan.peak_bytes)} at its peak, when one answer uses the whole context"],
     ]
 
 

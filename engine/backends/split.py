@@ -118,6 +118,7 @@ class SplitModel:
             a.kv_bytes + b.kv_bytes,
             a.scratch_bytes + b.scratch_bytes,
             a.streamed_bytes + b.streamed_bytes,
+            a.idle_bytes + b.idle_bytes,
         )
 
     def read_bandwidth(self) -> float | None:

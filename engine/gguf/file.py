@@ -73,6 +73,11 @@ class GGUFFile(TypedKeys):
             raise ValueError(f"{self.path.name} is closed")
         return self._bytes[0][start:end].tobytes()
 
+    def release_pages(self) -> None:
+        """Tells the system that nothing of the map is wanted now: what was read of it no longer counts as ours."""
+        for part in self._bytes:
+            release_pages(part)
+
     def close(self) -> None:
         """Lets go of the map. Arrays that data() gave stay valid: the last of them unmaps the file."""
         self._bytes = []

@@ -223,10 +223,11 @@ class OpenCLModel:
 
     def memory(self) -> MemoryUse:
         scratch = self._program.scratch_bytes_per_row * self.max_rows
-        scratch += self._program.logit_bytes_per_row * self._max_logit_rows
+        logits = self._program.logit_bytes_per_row * self._max_logit_rows
+        idle = 0 if self._ends_hidden else logits - self._program.logit_bytes_per_row
         weights = self.weights.total_bytes + (self._adapters.n_bytes if self._adapters else 0)
-        scratch += self._partial_bytes + 4 * self._in_words
-        return MemoryUse(weights, self._kv_bytes, scratch, self.weights.streamed_bytes)
+        scratch += logits + self._partial_bytes + 4 * self._in_words
+        return MemoryUse(weights, self._kv_bytes, scratch, self.weights.streamed_bytes, idle)
 
     def read_bandwidth(self) -> float | None:
         return self._bandwidth

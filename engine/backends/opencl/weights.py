@@ -22,8 +22,9 @@ from engine.gguf import GGUFFile, release_pages, will_need
 from engine.graph import Embed, ExpertLinear, Graph, Linear, Weight, weights_of
 from engine.quants import dequantize
 
-STAGING_BYTES = 16 << 20
-"""Bytes of the file that are on their way to the device at a time."""
+STAGING_BYTES = 4 << 20
+"""Bytes of the file that are on their way to the device at a time. They are there twice: in the memory map, whose pages
+are let go once they are copied, and in a buffer."""
 
 PIECE_ROWS = 128
 """A weight that has to be divided is divided at a multiple of so many rows: whole tiles of every kernel."""
@@ -83,7 +84,7 @@ class DeviceWeights:
         Raises OutOfMemoryError where that cannot be.
         """
         if budget is not None:
-            budget -= STAGING_BYTES
+            budget -= 2 * STAGING_BYTES
         movable = (self.matrices - self._tables) & set(self.weights)
         self._streaming = cut_program(phases, self.weights, movable, self._bytes, budget)
         moved = self._streaming.weights
@@ -163,7 +164,7 @@ class DeviceWeights:
 
     @property
     def total_bytes(self) -> int:
-        return sum(self.sizes) + (STAGING_BYTES if self._streaming.slot_bytes else 0)
+        return sum(self.sizes) + (2 * STAGING_BYTES if self._streaming.slot_bytes else 0)
 
     def format_names(self) -> list[str]:
         """The types of the matrices, in the order in which operations number them."""
