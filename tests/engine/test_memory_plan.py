@@ -133,9 +133,11 @@ def _peak(model: Path, *more: str) -> tuple[int, int]:
     return answer["peak_memory_bytes"], answer["predicted_peak_bytes"]
 
 
-def test_the_peak_of_a_small_model_is_predicted_within_5_percent(fixtures_dir: Path) -> None:
-    peak, planned = _peak(fixtures_dir / "tiny_models" / "llama.gguf", "--device", "opencl")
-    assert peak == pytest.approx(planned, rel=0.05)
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="what is only so on Linux")
+def test_the_peak_is_not_that_of_the_program_that_started_this_one() -> None:
+    mine = bytearray(b"x" * (300 * MB))
+    command = [sys.executable, "-c", "from app.cli.memory import peak_memory_bytes; print(peak_memory_bytes())"]
+    assert 5 * MB < int(subprocess.run(command, capture_output=True, check=True).stdout) < 200 * MB < len(mine)
 
 
 @pytest.mark.slow
