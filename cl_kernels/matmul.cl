@@ -216,7 +216,9 @@ DEFINE_PAIR(pair_4, 4)
 #endif
 
 #if defined(REALM_PAIRS) && SUB == 32 && LARGEST_CODE <= 2 * PAIR_BIAS
-#define PAIRS
+#define PAIRS 1
+#else
+#define PAIRS 0
 #endif
 
 // `count` blocks of a group from the first on into a panel (panel.cl); asks for the panel after this one, or for
@@ -234,7 +236,7 @@ static void T(unpack_panel)(const __global uchar *group, const __global uchar *a
         UNPACK(group + (long)(first + b) * BLOCK_BYTES, w, WORDS16)
         _Pragma("unroll") for (int i = 0; i < 8; i++) panel_word(panel, 8 * b + i, w[i], OFFSET);
         T(scales)(group + records, first + b, panel->scale + PARTS * b, panel->minimum + PARTS * b);
-#ifdef PAIRS
+#if PAIRS
         int16 less = (int16)(0);
         _Pragma("unroll") for (int i = 0; i < 8; i += 2)
             less = dot4_each(less, EVEN_OF_PAIR(w[i]), ODD_OF_PAIR(w[i + 1]));
@@ -243,9 +245,9 @@ static void T(unpack_panel)(const __global uchar *group, const __global uchar *a
     }
 }
 
-#if defined(PAIRS) && HAS_MINIMUM
+#if PAIRS && HAS_MINIMUM
 #define MULTIPLY_PANELS multiply_panels_pairs_1
-#elif defined(PAIRS)
+#elif PAIRS
 #define MULTIPLY_PANELS multiply_panels_pairs_0
 #elif SUB == 32 && !HAS_MINIMUM
 #define MULTIPLY_PANELS multiply_panels_1_0
@@ -260,10 +262,11 @@ static void T(unpack_panel)(const __global uchar *group, const __global uchar *a
 #define PANEL_RESULT(acc, g, t) (acc)[(g) * PANEL_ROWS + t]
 
 // acc[g * PANEL_ROWS + t] += columns first .. last - 1 of group g times activation row x[t], for up to PANEL_GROUPS
-// groups and `rows` rows, a multiple of 4; the groups `ahead` follow, with columns from next_first on
+// groups and `rows` rows, a multiple of 4; the groups `ahead` follow, with columns from next_first on. `less` of these
+// columns is made where is_first, and whenever there are fewer groups.
 static inline void T(add_columns)(const __global uchar *weights, int groups, int k, int first, int last,
                                   const __global uchar *ahead, int next_first, const __global char *const *x, int rows,
-                                  float16 *acc)
+                                  int is_first, int *less, float16 *acc)
 {
     const long bytes = T(group_bytes)(k);
     const int blocks = k / 32, at = first / 32, count = (last - first) / 32, next = next_first / 32;
@@ -271,7 +274,9 @@ static inline void T(add_columns)(const __global uchar *weights, int groups, int
     for (int g = 0; g < groups; g++)
         T(unpack_panel)(weights + g * bytes, ahead + g * bytes, blocks, at, next, count, panel + g);
     const Ahead raw = {ahead + (long)next * BLOCK_BYTES, bytes, BLOCK_BYTES};
-    MULTIPLY_PANELS(panel, groups, at, count, k, OFFSET, x, rows, acc, &raw);
+    if (is_first || groups < PANEL_GROUPS)
+        less_of(x, rows, k, at, count, PARTS, OFFSET, PAIRS && groups == 2, less);
+    MULTIPLY_PANELS(panel, groups, at, count, k, less, x, rows, acc, &raw);
 }
 
 // How many of the rows that are left go together

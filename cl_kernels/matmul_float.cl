@@ -82,7 +82,7 @@ static inline __attribute__((always_inline)) void T(dot)(
 // As in matmul.cl; odd columns are added up apart, in acc[PANEL_ROWS + t].
 static inline void T(add_columns)(const __global uchar *group, int groups, int k, int first, int last,
                                   const __global uchar *ahead, int next_first, const __global char *const *x, int rows,
-                                  float16 *acc)
+                                  int is_first, int *less, float16 *acc)
 {
     Panel panel;
     for (int i = first; i < last; i++)

@@ -8,6 +8,7 @@ static void T(matmul_panels)(const __global uchar *weights, int first, int last,
     const long bytes = T(group_bytes)(p->k);
     const int turns = (p->rows + PANEL_ROWS - 1) / PANEL_ROWS, panels = (p->k + PANEL_COLUMNS - 1) / PANEL_COLUMNS;
     float16 acc[PANEL_TURNS][2 * PANEL_ROWS];
+    int less[2 * PANEL_BLOCKS * PANEL_ROWS];
     const __global char *x[PANEL_ROWS];
     for (int turn = 0; turn < turns; turn++) {
         const int begin = (long)p->rows * turn / turns, end = (long)p->rows * (turn + 1) / turns;
@@ -26,7 +27,7 @@ static void T(matmul_panels)(const __global uchar *weights, int first, int last,
                     const int group = from + s * PANEL_GROUPS, same = s + 1 < steps, more = same || next < p->k;
                     const int following = same ? group + PANEL_GROUPS : more ? from : to;
                     T(add_columns)(weights + group * bytes, min(PANEL_GROUPS, to - group), p->k, at, next,
-                                   weights + following * bytes, same ? at : more ? next : 0, x, padded, acc[s]);
+                                   weights + following * bytes, same ? at : more ? next : 0, x, padded, s == 0, less, acc[s]);
                 }
             }
             for (int s = 0; s < steps; s++)

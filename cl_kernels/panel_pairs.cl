@@ -14,19 +14,12 @@
 // Like P(multiply) of panel_tile.cl, to the bit
 #define DEFINE_PAIRS(MINIMUM)                                                                                          \
     static __attribute__((noinline)) void multiply_pairs_##MINIMUM(                                                    \
-        const Panel *panel, int first, int count, int k, int offset, const __global char *const *x, float16 *out,      \
+        const Panel *panel, int first, int count, int k, const int *less, const __global char *const *x, float16 *out, \
         const Ahead *ahead, int turn)                                                                                  \
     {                                                                                                                  \
         const int blocks = k / 32;                                                                                     \
         const __global char *row[4];                                                                                   \
-        int less[4][PANEL_BLOCKS]; /* what the offset and the activations add to each sum */                           \
-        _Pragma("unroll") for (int t = 0; t < 4; t++)                                                                  \
-        {                                                                                                              \
-            row[t] = x[t];                                                                                             \
-            const __global int *sums = (const __global int *)(row[t] + 2 * (long)k) + 2 * blocks + first;              \
-            for (int i = 0; i < count; i++)                                                                            \
-                less[t][i] = (MINIMUM ? 0 : -offset * sums[i]) - sums[3 * blocks + i];                                 \
-        }                                                                                                              \
+        _Pragma("unroll") for (int t = 0; t < 4; t++) row[t] = x[t];                                                   \
         for (int b = 0; b < count; b++) {                                                                              \
             const long at = first + b;                                                                                 \
             fetch_panels(ahead, b, turn, 2);                                                                           \
@@ -35,7 +28,7 @@
                 _Pragma("unroll") for (int g = 0; g < 2; g++)                                                          \
                 {                                                                                                      \
                     high[g][t] = (int16)(0);                                                                           \
-                    low[g][t] = (int16)(less[t][b]);                                                                   \
+                    low[g][t] = (int16)(less[t * PANEL_BLOCKS + b]);                                                   \
                 }                                                                                                      \
             _Pragma("unroll 1") for (int i = 0; i < 8; i += 2) /* unrolled, the compiler runs out of registers */      \
             {                                                                                                          \
@@ -75,15 +68,15 @@
             }                                                                                                          \
         }                                                                                                              \
     }                                                                                                                  \
-    static void multiply_panels_pairs_##MINIMUM(const Panel *panel, int groups, int first, int count, int k, int offset, \
-                                                const __global char *const *x, int rows, float16 *acc,                 \
-                                                const Ahead *ahead)                                                    \
+    static void multiply_panels_pairs_##MINIMUM(const Panel *panel, int groups, int first, int count, int k,           \
+                                                const int *less, const __global char *const *x, int rows,              \
+                                                float16 *acc, const Ahead *ahead)                                      \
     {                                                                                                                  \
         if (groups == 1)                                                                                               \
-            multiply_panels_1_##MINIMUM(panel, groups, first, count, k, offset, x, rows, acc, ahead);                  \
+            multiply_panels_1_##MINIMUM(panel, groups, first, count, k, less, x, rows, acc, ahead);                    \
         else                                                                                                           \
             for (int t = 0; t < rows; t += 4)                                                                          \
-                multiply_pairs_##MINIMUM(panel, first, count, k, offset, x + t, acc + t, ahead,                        \
+                multiply_pairs_##MINIMUM(panel, first, count, k, less + t * PANEL_BLOCKS, x + t, acc + t, ahead,       \
                                          rows > 4 ? t / 4 : ONLY_TURN);                                                \
     }
 

@@ -4,21 +4,16 @@
 // Each word of activations serves all groups. The products with the high bytes are summed up and shifted before those
 // with the low ones are added, so that a sum takes one register.
 
-// out[g * PANEL_ROWS + t] += blocks first .. first + count - 1 of group g times activation row x[t]
+// out[g * PANEL_ROWS + t] += blocks first .. first + count - 1 of group g times activation row x[t]; less: of less_of
 static __attribute__((noinline)) void P(multiply)(
-    const Panel *panel, int first, int count, int k, int offset, const __global char *const *x, float16 *out,
+    const Panel *panel, int first, int count, int k, const int *less, const __global char *const *x, float16 *out,
     const Ahead *ahead, int turn)
 {
     const int blocks = k / 32;
     const __global char *row[TILE];
-    int less[TILE][PARTS * PANEL_BLOCKS]; // what the offset adds to each sum
 #pragma unroll
-    for (int t = 0; t < TILE; t++) {
+    for (int t = 0; t < TILE; t++)
         row[t] = x[t];
-        const __global int *sums = (const __global int *)(row[t] + 2 * (long)k) + (1 + PARTS) * blocks + PARTS * first;
-        for (int i = 0; !MINIMUM && i < PARTS * count; i++)
-            less[t][i] = -offset * sums[i];
-    }
     for (int b = 0; b < count; b++) {
         const long at = first + b;
         fetch_panels(ahead, b, turn, GROUPS);
@@ -36,7 +31,7 @@ static __attribute__((noinline)) void P(multiply)(
                         else if (MINIMUM)
                             acc[g][t] = acc[g][t] << 7;
                         else
-                            acc[g][t] = (acc[g][t] << 7) + less[t][PARTS * b + j];
+                            acc[g][t] = (acc[g][t] << 7) + less[PARTS * (t * PANEL_BLOCKS + b) + j];
                     }
 #pragma unroll
                 for (int i = 8 / PARTS * j; i < 8 / PARTS * (j + 1); i++) {

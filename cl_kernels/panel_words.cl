@@ -1,5 +1,11 @@
 // Panels of integers of 16 bits and of weights in floating point; four rows of activations go through one together.
 
+// Weights have no offset any more.
+static void less_of(const __global char *const *x, int rows, int k, int first, int count, int parts, int offset,
+                    int pairs, int *less)
+{
+}
+
 // acc[t] += blocks first .. first + count - 1 of the group times activation row x[t], for four rows of k values
 #define DEFINE_MULTIPLY(KIND, PARTS, MINIMUM)                                                                          \
     static __attribute__((noinline)) void multiply_panel_##KIND(                                                       \
@@ -39,7 +45,7 @@
             }                                                                                                          \
         }                                                                                                              \
     }                                                                                                                  \
-    static void multiply_panels_##KIND(const Panel *panel, int groups, int first, int count, int k, int offset,        \
+    static void multiply_panels_##KIND(const Panel *panel, int groups, int first, int count, int k, const int *less,   \
                                        const __global char *const *x, int rows, float16 *acc, const Ahead *ahead)      \
     {                                                                                                                  \
         for (int t = 0; t < rows; t += 4)                                                                              \
