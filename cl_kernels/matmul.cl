@@ -156,11 +156,11 @@ DEFINE_DOT(dot_3, 3)
 DEFINE_DOT(dot_4, 4)
 
 #ifdef REALM_BYTES
-#define PAIR_LEAST 8 // rows; fewer wait for memory
+#define TWO_GROUPS_LEAST 8 // rows; fewer wait for memory
 
 // acc[g * MOST + t] = 16 rows of group g, of two adjacent ones, times activation row x[t]: a word of activations that is
 // read serves both. Asks for `share` bytes from `ahead` on with each block.
-#define DEFINE_PAIR(NAME, TILE)                                                                                        \
+#define DEFINE_TWO_GROUPS(NAME, TILE)                                                                                  \
     static inline __attribute__((always_inline)) void T(NAME)(                                                         \
         const __global uchar *pair, int k, const __global char *const *x, float16 *acc,                                \
         const __global uchar *ahead, int share)                                                                        \
@@ -210,9 +210,9 @@ DEFINE_DOT(dot_4, 4)
             }                                                                                                          \
         }                                                                                                              \
     }
-DEFINE_PAIR(pair_3, 3)
-DEFINE_PAIR(pair_4, 4)
-#undef DEFINE_PAIR
+DEFINE_TWO_GROUPS(two_groups_3, 3)
+DEFINE_TWO_GROUPS(two_groups_4, 4)
+#undef DEFINE_TWO_GROUPS
 #endif
 
 #if defined(REALM_PAIRS) && SUB == 32 && LARGEST_CODE <= 2 * PAIR_BIAS

@@ -39,10 +39,10 @@ static void T(matmul_panels)(const __global uchar *weights, int first, int last,
 }
 #endif
 
-#ifdef PAIR_LEAST
-// Two adjacent groups times PAIR_LEAST rows or more, three or four at a time. Each turn of rows asks for its part of the
-// next pair: the first of them alone would ask faster than memory answers.
-static void T(matmul_pair)(const __global uchar *pair, int group, const Product *p)
+#ifdef TWO_GROUPS_LEAST
+// Two adjacent groups times TWO_GROUPS_LEAST rows or more, three or four at a time. Each turn of rows asks for its part
+// of the next pair: the first of them alone would ask faster than memory answers.
+static void T(matmul_two_groups)(const __global uchar *pair, int group, const Product *p)
 {
     const long bytes = 2 * T(group_bytes)(p->k);
     const int turns = (p->rows + MOST - 1) / MOST, blocks = p->k / 32, share = bytes / (turns * blocks) + 1;
@@ -54,9 +54,9 @@ static void T(matmul_pair)(const __global uchar *pair, int group, const Product 
         for (int u = 0; u < MOST; u++)
             x[u] = product_input(p, min(t + u, p->rows - 1));
         if (tile == 4)
-            T(pair_4)(pair, p->k, x, acc, ahead, share);
+            T(two_groups_4)(pair, p->k, x, acc, ahead, share);
         else
-            T(pair_3)(pair, p->k, x, acc, ahead, share);
+            T(two_groups_3)(pair, p->k, x, acc, ahead, share);
         for (int g = 0; g < 2; g++)
             for (int u = 0; u < tile; u++)
                 product_output(p, t + u, 16 * (group + g), acc[g * MOST + u]);
@@ -73,9 +73,9 @@ static void T(matmul_rows)(const __global uchar *weights, int first, int last, c
         return;
     }
 #endif
-#ifdef PAIR_LEAST
-    for (; p->rows >= PAIR_LEAST && first + 2 <= last; first += 2)
-        T(matmul_pair)(weights + first * bytes, first, p);
+#ifdef TWO_GROUPS_LEAST
+    for (; p->rows >= TWO_GROUPS_LEAST && first + 2 <= last; first += 2)
+        T(matmul_two_groups)(weights + first * bytes, first, p);
 #endif
     for (int g = first; g < last; g++) {
         const __global uchar *group = weights + g * bytes;

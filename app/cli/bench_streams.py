@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import statistics
 import tempfile
 import time
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 PROMPT_TOKENS = 16
 LONG_PROMPT = 2000
 CHAT_TOKENS = 4000
+TURNS = 5
 
 _GREEDY = SamplingParams(temperature=0)
 
@@ -85,17 +87,8 @@ def measure_streams(model: str, device: str, n: int, n_decode: int, seed: int) -
         try:
             _answer(engine, tokens(PROMPT_TOKENS, 99), 8)
             answer = _facts(info, n, n_decode)
-            bar.update(0.1, "one by one")
             prompts = [tokens(PROMPT_TOKENS, number) for number in range(n)]
-            alone, seconds = [], []
-            for prompt in prompts:
-                began = time.perf_counter()
-                alone.append(_answer(engine, prompt, n_decode)[0])
-                seconds.append(time.perf_counter() - began)
-            answer["one_tokens_per_s"] = n * n_decode / sum(seconds)
-            wait_for(engine.call(lambda *_: None))  # forgets the prompts
-            bar.update(0.4, "all at once")
-            answer |= _together(engine, prompts, alone, n_decode)
+            answer |= _by_turns(engine, prompts, n_decode, bar)
             bar.update(0.6, "a short request behind a long one")
             answer |= _behind(engine, tokens(LONG_PROMPT, n), tokens(PROMPT_TOKENS, n + 1))
             bar.update(0.75, "cancelling")
@@ -140,13 +133,34 @@ def _read(stream: Stream) -> tuple[list[int], Figures]:
     return tokens, Figures()
 
 
-def _together(engine: Engine, prompts: list[list[int]], alone: list[list[int]], n_decode: int) -> dict[str, Any]:
-    began = time.perf_counter()
-    streams = [engine.submit(_request(prompt, n_decode)) for prompt in prompts]
-    answers = [_read(stream)[0] for stream in streams]
-    rate = len(prompts) * n_decode / (time.perf_counter() - began)
-    same = sum(one == other for one, other in zip(answers, alone, strict=True))
-    return {"all_tokens_per_s": rate, "same_as_alone": same}
+def _by_turns(engine: Engine, prompts: list[list[int]], n_decode: int, bar: ProgressBar) -> dict[str, Any]:
+    """Some answers one by one, then all at once, by turns, for a machine's speed changes from second to second."""
+    alone: dict[int, list[int]] = {}
+    together: list[list[list[int]]] = []
+    one: list[float] = []
+    all_: list[float] = []
+    for turn in range(min(TURNS, len(prompts))):
+        bar.update(0.1 + 0.5 * turn / TURNS, "one by one, and all at once")
+        numbers = range(turn, len(prompts), TURNS)
+        began = time.perf_counter()
+        for number in numbers:
+            alone[number] = _answer(engine, prompts[number], n_decode)[0]
+        one.append(len(numbers) * n_decode / (time.perf_counter() - began))
+        wait_for(engine.call(lambda *_: None))  # forgets the prompts
+        began = time.perf_counter()
+        streams = [engine.submit(_request(prompt, n_decode)) for prompt in prompts]
+        together.append([_read(stream)[0] for stream in streams])
+        all_.append(len(prompts) * n_decode / (time.perf_counter() - began))
+        wait_for(engine.call(lambda *_: None))
+    same = [all(answers[number] == alone[number] for answers in together) for number in range(len(prompts))]
+    ratios = [many / single for many, single in zip(all_, one, strict=True)]
+    return {
+        "one_tokens_per_s": statistics.median(one),
+        "all_tokens_per_s": statistics.median(all_),
+        "times_one": statistics.median(ratios),
+        "times_one_of_turns": ratios,
+        "same_as_alone": sum(same),
+    }
 
 
 def _behind(engine: Engine, long: list[int], short: list[int]) -> dict[str, Any]:
@@ -202,14 +216,15 @@ def _reopening(engine: Engine, chat: list[int], kept: Path | None = None) -> dic
 
 
 def text_of(a: dict[str, Any]) -> str:
-    ratio = a["all_tokens_per_s"] / a["one_tokens_per_s"]
+    ratios = a["times_one_of_turns"]
     before = a["short_before_long_s"]
     order = f"{before:.2f} s before" if before > 0 else f"{-before:.2f} s after"
     return "\n".join(
         (
             f"{a['model']} ({a['quantisation']}) on {a['device_name']} ({a['device']})",
             f"one stream  {a['one_tokens_per_s']:8.1f} tokens/s  {a['n_prompt']} prompt and {a['n_decode']} new tokens",
-            f"{a['streams']:>3} streams {a['all_tokens_per_s']:8.1f} tokens/s  {ratio:.2f} times one; "
+            f"{a['streams']:>3} streams {a['all_tokens_per_s']:8.1f} tokens/s  {a['times_one']:.2f} times one "
+            f"({min(ratios):.2f} to {max(ratios):.2f} in {len(ratios)} turns); "
             f"{a['same_as_alone']} of {a['streams']} answers equal those of running alone (greedy)",
             f"fairness    a request of {a['n_prompt']} tokens behind a prefill of {a['long_prompt']}: first token "
             f"after {a['short_first_token_s']:.2f} s, {order} the long prompt's",

@@ -197,7 +197,7 @@ _MACROS = [
     "VALUES",
     "SOURCE_BYTES",
     "BLOCK_BYTES",
-    "PAIR_LEAST",
+    "TWO_GROUPS_LEAST",
     "N_SUB",
     "RECORD_BYTES",
     "UNPACK",
