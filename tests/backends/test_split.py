@@ -121,7 +121,7 @@ def test_adapters_act_in_both_parts(
         assert executor or running.model.memory().weight_bytes == before
         running.close()
     for expected, got in zip(*found, strict=True):
-        assert ((got - expected) ** 2).sum() / (expected**2).sum() < 5e-5
+        assert ((got - expected) ** 2).sum() / (expected**2).sum() < 1e-4  # a CPU keeps adapters in 8 bits
     assert all(((one - found[0][0]) ** 2).sum() / (found[0][0] ** 2).sum() > 1e-3 for one in found[0][1:])
 
 
