@@ -139,8 +139,11 @@ class StoreMachine(RuleBasedStateMachine):
         if deleted.chat_id in self.model:
             self.store.restore(deleted)
             for message in deleted.messages:
+                # one that streamed when it was deleted, and has been removed for good since, gets no further
+                streamed = message.state is MessageState.STREAMING
+                state = MessageState.INTERRUPTED if streamed else message.state
                 known = self.model[deleted.chat_id].messages.setdefault(
-                    message.id, ModelMessage(message.role, message.content, message.state)
+                    message.id, ModelMessage(message.role, message.content, state)
                 )
                 known.deleted = False
 
@@ -209,6 +212,19 @@ class StoreMachine(RuleBasedStateMachine):
                     assert message.content == wanted.content
             assert self.store.chat_settings(chat_id).all() == chat.settings
         assert self.store.settings.all() == self.settings
+
+
+def test_an_answer_that_ended_while_deleted_and_was_purged_comes_back_as_interrupted():
+    state = StoreMachine()
+    chat = state.create_chat(title="")
+    message = state.add_message(chat_id=chat, content="", role="system")
+    journal = state.begin_answer(chat_id=chat, pieces=[])
+    deleted = state.delete_messages(message=message, tail=True)
+    state.finish_answer(message_id=journal, piece="", state=MessageState.COMPLETE)
+    state.purge()
+    state.restore(deleted=deleted)
+    state.agrees()
+    state.teardown()
 
 
 TestStoreAgainstModel = StoreMachine.TestCase
