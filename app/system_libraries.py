@@ -84,6 +84,11 @@ def find_manager() -> PackageManager | None:
     return None
 
 
+def packages_of(libraries: Iterable[str], manager: PackageManager) -> list[str]:
+    """The packages that hold these libraries, as far as they are known here, sorted."""
+    return sorted({PACKAGES[name][manager.column] for name in libraries if name in PACKAGES})
+
+
 def line_to_type(manager: PackageManager, packages: Iterable[str]) -> str:
     """The command that installs these packages, for a terminal."""
     line = " ".join(shlex.quote(word) for word in [*manager.install, *packages])

@@ -160,6 +160,18 @@ typedef struct {
 #endif
 } Span;
 
+// The blocks that come after this span's, and the head: whoever has a segment of some heads goes on with that of the next
+// heads, and then with the next segment.
+static inline void go_on(const Span *s, int *block, int *head)
+{
+    const Attend *a = s->a;
+    const int ends = a->partial && s->start + SPAN >= a->last, more = *head + a->together < a->kv_heads;
+    if (ends)
+        *head = more ? *head + a->together : 0;
+    if (!ends || !more)
+        *block += SPAN_BLOCKS;
+}
+
 #if KV_TYPE == KV_F16
 
 // What is used a->fetch blocks of keys or values after the keys (or values) of block k of the span: those of `head` there,
@@ -171,12 +183,7 @@ static inline const __global uchar *ahead_of(const Span *s, int k, int values, i
     const int after = SPAN_BLOCKS * values + k + a->fetch;
     int block = s->start / POSITIONS + after % SPAN_BLOCKS, first = a->kv_head;
     if (after >= 2 * SPAN_BLOCKS) {
-        // whoever has a segment of some heads goes on with that of the next heads, and then with the next segment
-        const int ends = a->partial && s->start + SPAN >= a->last, more = first + a->together < a->kv_heads;
-        if (ends)
-            first = more ? first + a->together : 0;
-        if (!ends || !more)
-            block += SPAN_BLOCKS;
+        go_on(s, &block, &first);
     }
     if (POSITIONS * block >= a->end)
         return own;
@@ -198,12 +205,7 @@ static inline void next_piece(const Span *s)
     __private SpanAhead *x = s->ahead;
     const int piece = x->piece++;
     int block = s->start / POSITIONS + piece % SPAN_BLOCKS, first = a->kv_head;
-    // whoever has a segment of some heads goes on with that of the next heads, and then with the next segment
-    const int ends = a->partial && s->start + SPAN >= a->last, more = first + a->together < a->kv_heads;
-    if (ends)
-        first = more ? first + a->together : 0;
-    if (!ends || !more)
-        block += SPAN_BLOCKS;
+    go_on(s, &block, &first);
     x->at = x->end = a->keys;
     if (piece >= 2 * SPAN_BLOCKS || POSITIONS * block >= a->end)
         return;

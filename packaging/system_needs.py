@@ -15,7 +15,14 @@ from pathlib import Path
 
 from console import say
 
-from app.system_libraries import PACKAGES, PackageManager, find_manager, line_to_type, missing_libraries
+from app.system_libraries import (
+    PACKAGES,
+    PackageManager,
+    find_manager,
+    line_to_type,
+    missing_libraries,
+    packages_of,
+)
 
 _FONTS = ("fonts-dejavu-core", "dejavu-sans-fonts", "ttf-dejavu", "dejavu-fonts")
 _FONT_FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.fonts", "~/.local/share/fonts", "/run/host/fonts")
@@ -43,9 +50,9 @@ def provide_for_qt(site_packages: Path, *, window: bool) -> None:
         say("Install what holds these with your system's package manager.")
         return
     unknown = [name for name in libraries if name not in PACKAGES]
-    packages = {PACKAGES[name][manager.column] for name in libraries if name in PACKAGES}
+    packages = packages_of(libraries, manager)
     if fonts_missing:
-        packages.add(_FONTS[manager.column])
+        packages.append(_FONTS[manager.column])
     if packages:
         install(manager, sorted(packages))
     if unknown:

@@ -133,6 +133,11 @@ def _read(stream: Stream) -> tuple[list[int], Figures]:
     return tokens, Figures()
 
 
+def _forget(engine: Engine) -> None:
+    """Empties the cache, as every call does that gets the model to itself."""
+    wait_for(engine.call(lambda *_: None))
+
+
 def _by_turns(engine: Engine, prompts: list[list[int]], n_decode: int, bar: ProgressBar) -> dict[str, Any]:
     """Some answers one by one, then all at once, by turns, for a machine's speed changes from second to second."""
     alone: dict[int, list[int]] = {}
@@ -146,12 +151,12 @@ def _by_turns(engine: Engine, prompts: list[list[int]], n_decode: int, bar: Prog
         for number in numbers:
             alone[number] = _answer(engine, prompts[number], n_decode)[0]
         one.append(len(numbers) * n_decode / (time.perf_counter() - began))
-        wait_for(engine.call(lambda *_: None))  # forgets the prompts
+        _forget(engine)
         began = time.perf_counter()
         streams = [engine.submit(_request(prompt, n_decode)) for prompt in prompts]
         together.append([_read(stream)[0] for stream in streams])
         all_.append(len(prompts) * n_decode / (time.perf_counter() - began))
-        wait_for(engine.call(lambda *_: None))
+        _forget(engine)
     same = [all(answers[number] == alone[number] for answers in together) for number in range(len(prompts))]
     ratios = [many / single for many, single in zip(all_, one, strict=True)]
     return {
@@ -202,7 +207,7 @@ def _reopening(engine: Engine, chat: list[int], kept: Path | None = None) -> dic
         computed = _answer(engine, chat, 2, session)[1].time_to_first_token_s
         problems = wait_for(engine.sessions_saved())
         size = session.stat().st_size if session.exists() else 0
-        wait_for(engine.call(lambda *_: None))
+        _forget(engine)
         figures = _answer(engine, chat, 2, session)[1]
         wait_for(engine.sessions_saved())
     return {

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from app.system_libraries import PACKAGES, find_manager, line_to_type, missing_libraries
+from app.system_libraries import find_manager, line_to_type, missing_libraries, packages_of
 
 USE_TERMINAL = "`realm chat` works without a window."
 
@@ -41,7 +41,7 @@ def display_trouble(environment: Mapping[str, str] = os.environ) -> str | None:
 def tell(sentence: str) -> None:
     """Says it where it is seen: on standard error, and for who started Realm with a double click in a box."""
     print(f"realm-desktop: {sentence}", file=sys.stderr)
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() or not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         return
     boxes = (
         ["zenity", "--error", "--no-markup", f"--text={sentence}"],
@@ -49,11 +49,10 @@ def tell(sentence: str) -> None:
         ["xmessage", sentence],
     )
     for command in boxes:
-        if os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
-            program = shutil.which(command[0])
-            if program is not None:
-                subprocess.Popen([program, *command[1:]], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-                return
+        program = shutil.which(command[0])
+        if program is not None:
+            subprocess.Popen([program, *command[1:]], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            return
 
 
 def _missing_sentence(plugin: Path) -> str:
@@ -61,12 +60,9 @@ def _missing_sentence(plugin: Path) -> str:
     if not missing:
         return f"Qt's part for this display cannot be loaded: {_load_error(plugin)}. {USE_TERMINAL}"
     manager = find_manager()
-    packages = (
-        {PACKAGES[name][manager.column] for name in missing if name in PACKAGES} if manager is not None else set()
-    )
     advice = "Install the packages of your system that contain them"
-    if manager is not None and packages:
-        advice += f": {line_to_type(manager, sorted(packages))}"
+    if manager is not None and (packages := packages_of(missing, manager)):
+        advice += f": {line_to_type(manager, packages)}"
     return f"The window needs system libraries that are missing here: {', '.join(missing)}. {advice}\n{USE_TERMINAL}"
 
 

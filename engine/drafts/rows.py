@@ -30,8 +30,10 @@ class RowsOfSteps:
 
     def set_aside(self, step: Step) -> None:
         """The model has just run this step, and nothing has been chosen yet."""
+        if self._layer is None:
+            return
         guessing = [_guesses_by_model(rows.sequence) for rows in step.rows]
-        if self._layer is None or not any(guessing):
+        if not any(guessing):
             return
         assert isinstance(self._model, KeepsRows)
         kept, row = self._model.kept(), 0

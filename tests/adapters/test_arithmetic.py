@@ -18,17 +18,6 @@ from tests.adapters.rounding import as_kept
 from tests.architectures.small_model import SmallModel, nmse, tokens
 from tests.backends.memory_file import load
 
-EXECUTORS = ["numpy", "opencl", "gpu"]
-
-
-@pytest.fixture(params=EXECUTORS)
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """gpu: the executor for GPUs, on whatever device there is."""
-    if request.param == "gpu":
-        monkeypatch.setenv("REALM_EXECUTOR", "gpu")
-        return "opencl"
-    return str(request.param)
-
 
 def small(arch: str, seed: int = 0) -> SmallModel:
     model = SmallModel(arch, seed=seed)

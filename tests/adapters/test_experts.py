@@ -26,20 +26,10 @@ from tests.adapters.running import Running
 from tests.adapters.writer import write_gguf, write_gguf_adapter, write_peft
 from tests.backends.memory_file import MemoryFile, load
 
-EXECUTORS = ["numpy", "opencl", "gpu"]
 EXPERTS, USED, ROWS, COLUMNS = 7, 3, 23, 96
 OUTPUTS = {"F32": 80, "Q8_0": 64}
 
 F64 = NDArray[np.float64]
-
-
-@pytest.fixture(params=EXECUTORS)
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """gpu: the executor for GPUs, on whatever device there is."""
-    if request.param == "gpu":
-        monkeypatch.setenv("REALM_EXECUTOR", "gpu")
-        return "opencl"
-    return str(request.param)
 
 
 class Mixture:
