@@ -9,7 +9,7 @@
 
 #ifdef REALM_PAIRS
 #define EVEN_OF_PAIR(w) add_bytes(w, (int16)(PAIR_BIAS * 0x01010101))
-#define ODD_OF_PAIR(w) add_bytes(w, (int16)((256 - PAIR_BIAS) * 0x01010101))
+#define ODD_OF_PAIR(w) add_bytes(w, (int16)(int)((256 - PAIR_BIAS) * 0x01010101u))
 
 // Like P(multiply) of panel_tile.cl, to the bit
 #define DEFINE_PAIRS(MINIMUM)                                                                                          \

@@ -22,7 +22,7 @@ T = TypeVar("T")
 STARTER = "starter"
 _STAGES = {
     "reading": "reading",
-    "compiling": "compiling kernels",
+    "compiling": "compiling kernels for this model, once",
     "weights": "loading weights",
     "measuring": "measuring",
 }

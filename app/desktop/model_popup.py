@@ -27,7 +27,7 @@ from engine.api import DeviceInfo, ModelInfo
 
 STAGES = {
     "reading": "Reading the file",
-    "compiling": "Preparing the device",
+    "compiling": "Preparing this machine for the model, once",
     "weights": "Moving the weights",
     "measuring": "Measuring",
 }
@@ -468,4 +468,5 @@ def progress_text(service: ModelService) -> tuple[str, float | None]:
     if progress is None:
         return "", None
     stage = STAGES.get(progress.stage, progress.stage.capitalize())
-    return (f"{stage}: {progress.detail}" if progress.detail else stage), progress.fraction
+    detail = "" if progress.stage == "compiling" else progress.detail  # quantisation types, which mean little there
+    return (f"{stage}: {detail}" if detail else stage), progress.fraction

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from engine.backends.opencl import platforms, pocl
 from engine.backends.opencl.weights import DeviceWeights
 from engine.devices import choose_device, list_devices
 from engine.errors import DeviceError, OutOfMemoryError
+from engine.kept import keep_in
 from engine.loader import load_model
 
 
@@ -87,3 +89,70 @@ def test_the_youngest_processor_whose_instructions_are_all_there() -> None:
     assert target(set(pocl._AVX2)) == "haswell"
     assert target(set(pocl._TARGETS[1][1])) == "skylake-avx512"
     assert target(avx512) == "icelake-server"
+
+
+_FIRST_LOAD = """
+import sys
+from pathlib import Path
+import numpy as np
+from engine.api import LoadOptions
+from engine.loader import load_model
+from tests.backends.test_streaming import one_sequence
+def compiled():
+    return sorted(path.name for path in Path(sys.argv[2]).rglob("*.so"))
+stages = []
+model = load_model(Path(sys.argv[1]), LoadOptions(device="opencl"), lambda *p: stages.append(p), lambda: False).model
+before = compiled()
+model.forward(one_sequence(np.arange(3, 9, dtype=np.int32)))
+assert "run_step.so" in before and compiled() == before, compiled()
+assert [f for stage, f, _ in stages if stage == "compiling"] == [0.0, 0.3, 1.0]
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the PoCL of the wheels for Linux")
+def test_a_first_load_compiles_all_that_steps_need_and_the_compiler_keeps_quiet(
+    fixtures_dir: Path, tmp_path: Path
+) -> None:
+    """The first answer would wait for what is compiled later; a terminal would show what the compiler says."""
+    if not any("Portable Computing" in d.handle.platform.name for d in platforms.devices()):
+        pytest.skip("no PoCL on this machine")
+    model = str(fixtures_dir / "tiny_models" / "llama.gguf")
+    done = subprocess.run(
+        [sys.executable, "-c", _FIRST_LOAD, model, str(tmp_path)],
+        env=os.environ | {"POCL_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_best_variants_are_found_once_for_a_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = next((d for d in platforms.devices() if d.is_cpu), None)
+    if device is None:
+        pytest.skip("no OpenCL on this processor")
+    best = device.variants
+    probed: list[tuple[str, ...]] = []
+
+    def probe(_: platforms.Device, options: tuple[str, ...]) -> str:
+        probed.append(options)
+        return ""
+
+    monkeypatch.setattr(platforms.Device, "_probe", probe)
+    keep_in(tmp_path)
+    try:
+        assert platforms.Device(0, device.handle).variants == best
+        assert probed
+        probed.clear()
+        assert platforms.Device(0, device.handle).variants == best
+        assert not probed
+        monkeypatch.setattr(pocl, "processor_flags", lambda: {"avx2"})  # the folder came from another machine
+        assert platforms.Device(0, device.handle).variants == best
+        assert probed
+        probed.clear()
+        for file in (tmp_path / "kernels").iterdir():
+            file.write_text(file.read_text().replace(best[0].name, "a newer one"))
+        assert platforms.Device(0, device.handle).variants == best
+        assert probed
+    finally:
+        keep_in(None)

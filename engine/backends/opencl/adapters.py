@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from engine.backends.opencl.adapter_layout import LINE, UNIT_ROWS, Kind, Piece, 
 from engine.backends.opencl.lowering import Program
 from engine.backends.opencl.memory import address_of, allocate
 from engine.backends.opencl.platforms import Device
-from engine.backends.opencl.source import read
+from engine.backends.opencl.tools import tools
 from engine.batch import Batch
 from engine.errors import OutOfMemoryError
 
@@ -89,7 +88,6 @@ class DeviceAdapters:
         self._slots = program.lora_slots
         self._device = device
         self._queue = device.queue
-        self._packer = _packer(device)  # compiled before the first adapter comes
         self._held: dict[int, _Held] = {}
         self._n_added = 0
         self._t: Any = None
@@ -139,7 +137,7 @@ class DeviceAdapters:
         )
         flags = cl.mem_flags.READ_ONLY | cl.mem_flags.COPY_HOST_PTR
         jobs = cl.Buffer(self._device.context, flags, hostbuf=matrices)
-        cl.Kernel(self._packer, "lora_pack")(self._queue, (len(pieces),), (1,), jobs)
+        cl.Kernel(tools(self._device), "lora_pack")(self._queue, (len(pieces),), (1,), jobs)
         self._queue.finish()
         jobs.release()
 
@@ -189,8 +187,3 @@ class DeviceAdapters:
         self._t_floats = 2 * floats
         self._t = allocate(self._device, 4 * self._t_floats)
         self._t_address = address_of(self._device, self._t)
-
-
-@cache
-def _packer(device: Device) -> Any:
-    return device.build(read("common.cl") + read("lora_pack.cl"))

@@ -7,15 +7,12 @@ device, its driver and the kernels' source, so that none of these can change bel
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Sequence
 from importlib.resources import files
-from pathlib import Path
-from typing import Any
 
 from engine.backends.opencl.platforms import Device
-from engine.kept import kept_in
+from engine.kept import Kept
 
 VERSION = 1
 
@@ -37,18 +34,15 @@ class Tuner:
     def __init__(self, device: Device, budget_s: float | None = None) -> None:
         """budget_s: seconds that measuring may take; None for BUDGET_S."""
         handle = device.handle
-        self._about = {
-            "version": VERSION,
-            "device": str(handle.name).strip(),
-            "driver": f"{handle.platform.name} {handle.platform.version} {handle.driver_version}",
-            "kernels": _source_hash(),
-        }
-        self._path: Path | None = None
-        folder = kept_in()
-        if folder is not None:
-            name = hashlib.sha256(json.dumps(self._about).encode()).hexdigest()[:16]
-            self._path = folder / "kernels" / f"{name}.json"
-        self._chosen = self._read()
+        self._kept = Kept(
+            {
+                "version": VERSION,
+                "device": str(handle.name).strip(),
+                "driver": f"{handle.platform.name} {handle.platform.version} {handle.driver_version}",
+                "kernels": _source_hash(),
+            }
+        )
+        self._chosen = self._kept.read()
         self._budget = BUDGET_S if budget_s is None else budget_s
         self.measured = 0
 
@@ -76,25 +70,8 @@ class Tuner:
 
     def keep(self) -> None:
         """Writes what is new. A folder that cannot be written to costs the next load the time of measuring."""
-        if not self.measured or self._path is None:
-            return
-        text = json.dumps({**self._about, "chosen": dict(sorted(self._chosen.items()))}, indent=1)
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            part = self._path.with_suffix(".part")
-            part.write_text(text, encoding="utf-8")
-            part.replace(self._path)
-        except OSError:
-            return
-
-    def _read(self) -> dict[str, str]:
-        """Nothing where the file is not there, broken, or about something else."""
-        try:
-            found: Any = json.loads(self._path.read_text(encoding="utf-8")) if self._path else {}
-            chosen = found["chosen"] if all(found[key] == value for key, value in self._about.items()) else {}
-            return {str(what): str(way) for what, way in chosen.items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return {}
+        if self.measured:
+            self._kept.write(self._chosen)
 
 
 def _source_hash() -> str:

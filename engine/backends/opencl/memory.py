@@ -10,13 +10,13 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Mapping
-from functools import cache
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from engine.backends.opencl.platforms import Device
+from engine.backends.opencl.tools import tools
 
 LARGE_PAGE = 2 << 20
 
@@ -72,7 +72,7 @@ def address_of(device: Device, buffer: Any) -> int:
 
     out = np.zeros(1, np.int64)
     result = cl.Buffer(device.context, cl.mem_flags.WRITE_ONLY, 8)
-    cl.Kernel(_program(device), "address_of")(device.queue, (1,), (1,), buffer, result)
+    cl.Kernel(tools(device), "address_of")(device.queue, (1,), (1,), buffer, result)
     cl.enqueue_copy(device.queue, out, result)
     return int(out[0])
 
@@ -89,8 +89,3 @@ class View:
             "typestr": kind.str,
             "data": (address_of(device, buffer), False),
         }
-
-
-@cache
-def _program(device: Device) -> Any:
-    return device.build("__kernel void address_of(__global const uchar *b, __global long *out) { *out = (long)b; }")

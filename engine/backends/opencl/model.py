@@ -22,6 +22,7 @@ from engine.backends.opencl.lowering import (
     Buffer,
     Cache,
     Kind,
+    Program,
     Step,
     heads_per_tile,
     lower,
@@ -33,6 +34,7 @@ from engine.backends.opencl.memory import allocate as allocate_buffer
 from engine.backends.opencl.platforms import devices
 from engine.backends.opencl.segments import cut_attention, whole_tiles
 from engine.backends.opencl.source import step_source
+from engine.backends.opencl.tools import tools
 from engine.backends.opencl.weights import DeviceWeights
 from engine.batch import (
     KV_BLOCK,
@@ -131,7 +133,7 @@ class OpenCLModel:
         self._buffers: list[Any] = []
         self.weights = DeviceWeights(file, self._on, graph, lent=lent)
         is_float = {name: FORMATS[name].is_float for name in self.weights.format_names()}
-        self._program = lower(graph, self.weights.types, is_float, self._on.workers, kv_type)
+        self._program = _lowered(graph, self.weights.types, is_float, self._on.workers, kv_type)
         self._parts = self.weights.stream(self._program.phases, weight_budget)
         self._ends_hidden = graph.ends_hidden
         self.kept_width = graph.kept.width if graph.kept else 0
@@ -159,8 +161,9 @@ class OpenCLModel:
             self._whole, self._to_hidden = (
                 [_Replay([cl.Kernel(program, "run_step") for _ in self._parts]) for _ in range(2)] for _ in range(2)
             )
-            self._tools = self._on.build(_TOOLS)
             self._adapters = DeviceAdapters(self._program, self._on)
+            progress("compiling", 0.3, ", ".join(names))
+            self._compile(self._whole[0].kernels[0])
             progress("compiling", 1.0, ", ".join(names))
             self.weights.load(progress, cancelled)
             self._allocate()
@@ -403,6 +406,18 @@ class OpenCLModel:
         self._in = allocate(4 * self._in_words)
         self._input = np.asarray(View(self._on, self._in, np.int32))
 
+    def _compile(self, kernel: Any) -> None:
+        """Runs a step of no phases. PoCL compiles a kernel to the end when it first runs: this one takes seconds, for
+        which the first answer would wait, and nobody would know for what."""
+        import pyopencl as cl
+
+        nothing = cl.Buffer(self._on.context, cl.mem_flags.READ_WRITE, 4096)
+        cl.enqueue_fill_buffer(self._on.queue, nothing, np.zeros(1, np.int32), 0, nothing.size)
+        kernel.set_args(nothing, nothing, np.int32(0), nothing, nothing, np.int32(1))
+        cl.enqueue_nd_range_kernel(self._on.queue, kernel, (4 * self._on.workers,), (1,))
+        self._on.queue.finish()
+        nothing.release()
+
     def _set_up(self, type_names: list[str]) -> None:
         """Writes the operations, phases and counters that every step replays."""
         import pyopencl as cl
@@ -475,10 +490,10 @@ class OpenCLModel:
             source, size = temporary, at_least
         groups = 4 * self._on.workers
         out = cl.Buffer(self._on.context, cl.mem_flags.WRITE_ONLY, 64 * groups)
-        kernel = cl.Kernel(self._tools, "read_all")
+        kernel = cl.Kernel(tools(self._on), "read_all")
         kernel.set_args(source, np.int64(size // 256), out)
         best = float("inf")
-        for _ in range(5):
+        for _ in range(3):
             began = time.perf_counter()
             cl.enqueue_nd_range_kernel(self._on.queue, kernel, (groups,), (1,))
             self._on.queue.finish()
@@ -488,6 +503,18 @@ class OpenCLModel:
         return size // 256 * 256 / best
 
 
+_last_lowered: tuple[Graph, tuple[Any, ...], Program] | None = None
+
+
+def _lowered(graph: Graph, *arguments: Any) -> Program:
+    """`lower`, once for the plan of a model's memory and for the model itself."""
+    global _last_lowered
+    known = _last_lowered
+    if known is None or known[0] is not graph or known[1] != arguments:
+        known = _last_lowered = (graph, arguments, lower(graph, *arguments))
+    return known[2]
+
+
 @dataclass
 class _Replay:
     """A step over phases of the program: a kernel for each part, and which set of its counters is next."""
@@ -495,22 +522,6 @@ class _Replay:
     kernels: list[Any]
     n_parts: int = 0  # that have anything to do
     parity: int = 0
-
-
-_TOOLS = """
-__kernel void read_all(__global const int16 *data, long n, __global int16 *out)
-{
-    const long i = get_global_id(0), groups = get_global_size(0);
-    int16 a = 0, b = 0, c = 0, d = 0;
-    for (long j = n / groups * i; j < (i + 1 == groups ? n : n / groups * (i + 1)); j++) {
-        a ^= data[4 * j];
-        b ^= data[4 * j + 1];
-        c ^= data[4 * j + 2];
-        d ^= data[4 * j + 3];
-    }
-    out[i] = a ^ b ^ c ^ d;
-}
-"""
 
 
 def _device_error(error: Exception) -> DeviceError:

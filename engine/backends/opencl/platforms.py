@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import sys
@@ -17,6 +18,7 @@ from engine.api import DeviceInfo
 from engine.backends.opencl import pocl
 from engine.backends.opencl.source import read
 from engine.errors import DeviceError
+from engine.kept import Kept
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,10 @@ class Device:
 
     @_shared_property
     def variants(self) -> tuple[Variant, Variant]:
-        """The best variants that compile here and compute what they should. Raises DeviceError if none does."""
+        """The best variants that compile here and compute what they should, as found out now or by an earlier start.
+
+        Raises DeviceError if none does.
+        """
         forced = os.environ.get("REALM_KERNEL_VARIANT", "")
         reasons: list[str] = []
         problem = pocl.linker_problem() if "Portable Computing" in self.handle.platform.name else ""
@@ -171,9 +176,27 @@ class Device:
                 "Update the OpenCL driver, or choose the device numpy.",
             )
 
+        kept = Kept(self._about_variants())
+        chosen = {} if forced else kept.read()
+        by_name = {variant.name: variant for variant in HALF_VARIANTS + DOT_VARIANTS}
+        if chosen.get("dot") in by_name and chosen.get("half") in by_name:
+            return by_name[chosen["dot"]], by_name[chosen["half"]]
         has = self._processor_has(HALF_VARIANTS + DOT_VARIANTS)
         half = first(HALF_VARIANTS, ())
-        return first(DOT_VARIANTS, half.options), half
+        dot = first(DOT_VARIANTS, half.options)
+        if not forced:
+            kept.write({"dot": dot.name, "half": half.name})
+        return dot, half
+
+    def _about_variants(self) -> dict[str, str | int]:
+        """What decides which variants are the best."""
+        tried = read("common.cl") + _PROBE + repr(HALF_VARIANTS + DOT_VARIANTS)
+        return {
+            "variants": hashlib.sha256(tried.encode()).hexdigest()[:16],
+            "device": self.handle.name.strip(),
+            "driver": f"{self.handle.platform.name} {self.handle.platform.version} {self.handle.driver_version}",
+            "processor": " ".join(sorted(pocl.processor_flags())) if self.is_cpu else "",
+        }
 
     @property
     def options(self) -> list[str]:

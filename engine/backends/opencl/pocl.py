@@ -56,7 +56,7 @@ def name_host_processor() -> None:
     known = function() or b""
     if known not in _OUTDATED:
         return
-    flags = _processor_flags()
+    flags = processor_flags()
     target = next(name for name, needed in _TARGETS if needed <= flags)
     if known != b"generic" and target == "haswell":
         return  # LLVM's own name tunes better for the same instructions
@@ -86,7 +86,8 @@ def _bundled_library() -> Path | None:
     return found[0] if found else None
 
 
-def _processor_flags() -> set[str]:
+def processor_flags() -> set[str]:
+    """The instructions that this processor has, by Linux's names for them; elsewhere none."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("flags"):

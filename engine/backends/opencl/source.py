@@ -25,6 +25,11 @@ def repack_source(names: Iterable[str]) -> str:
     return "\n".join(parts)
 
 
+def tools_source(names: Iterable[str]) -> str:
+    """Kernels repack_<TYPE> for the types, and those of tools.cl and lora_pack.cl."""
+    return "\n".join((repack_source(names), read("lora_pack.cl"), read("tools.cl")))
+
+
 def _panels() -> list[str]:
     """Products of many rows, for activations as bytes and as words; of the former, one for each kind of tile."""
     tiles = []

@@ -14,8 +14,8 @@ from engine.backends.opencl.formats import FORMATS, GROUP
 from engine.backends.opencl.lowering import Step
 from engine.backends.opencl.memory import allocate
 from engine.backends.opencl.platforms import Device
-from engine.backends.opencl.source import repack_source
 from engine.backends.opencl.streaming import Part, Streaming, cut_program
+from engine.backends.opencl.tools import repacking
 from engine.batch import Progress
 from engine.errors import OutOfMemoryError, UnsupportedModelError
 from engine.gguf import GGUFFile, release_pages, will_need
@@ -23,8 +23,8 @@ from engine.graph import Embed, ExpertLinear, Graph, Linear, Weight, weights_of
 from engine.quants import dequantize
 
 STAGING_BYTES = 4 << 20
-"""Bytes of the file that are on their way to the device at a time. They are there twice: in the memory map, whose pages
-are let go once they are copied, and in a buffer."""
+"""Bytes of the file that are on their way to the device at a time. A CPU reads them where they lie in the memory map,
+whose pages are let go then; for a GPU they are there twice, in the map and in a buffer."""
 
 PIECE_ROWS = 128
 """A weight that has to be divided is divided at a multiple of so many rows: whole tiles of every kernel."""
@@ -77,6 +77,8 @@ class DeviceWeights:
         self._tables = {op.table for op in graph.operations if isinstance(op, Embed)}
         self._streaming = Streaming([])
         self._in_slot: int | None = None  # the part whose weights the slot holds
+        self._staging: Any = None
+        self._moving: list[tuple[NDArray[np.uint8], Any]] = []  # rows of the map that kernels read, and their buffers
 
     def stream(self, phases: Sequence[Sequence[Step]], budget: int | None) -> list[Part]:
         """Arranges the weights anew so that they take at most `budget` bytes; the parts in which the phases then run.
@@ -188,18 +190,20 @@ class DeviceWeights:
         import pyopencl as cl
 
         context, queue = self.device.context, self.device.queue
-        self.buffers = [allocate(self.device, size) for size in self.sizes]
         names = self.format_names()
         if self.on_gpu:
             program = self.device.build(gpu_source.repack_source(names), [])
         else:
-            program = self.device.build(repack_source(names))
+            program = repacking(self.device, names)
+        self.buffers = [allocate(self.device, size) for size in self.sizes]
         kernel_name = "repack_items" if self.on_gpu else "repack"
         self._kernels = kernels = {name: cl.Kernel(program, f"{kernel_name}_{name}") for name in names}
-        self._staging = staging = cl.Buffer(context, cl.mem_flags.READ_ONLY, STAGING_BYTES)
+        if self.on_gpu:
+            self._staging = cl.Buffer(context, cl.mem_flags.READ_ONLY, STAGING_BYTES)
         done = 0
         moved = self._streaming.weights
-        for weight in self.weights:
+        # vectors first: each is a copy that waits for what is queued
+        for weight in sorted(self.weights, key=lambda weight: weight in self.matrices):
             if cancelled():
                 break
             if weight in moved:
@@ -214,13 +218,15 @@ class DeviceWeights:
                 data = self._rows(weight)
                 for piece in self.pieces_of(weight):
                     rows = data[piece.first : piece.first + piece.n]
-                    self._repack(kernels[self.types[weight.name]], staging, rows, weight, piece.buffer, piece.offset)
-            release_pages(data)
+                    self._repack(kernels[self.types[weight.name]], rows, weight, piece.buffer, piece.offset)
+            if self.on_gpu or weight not in self.matrices:
+                release_pages(data)
             done += self._bytes(weight)
             progress("weights", done / self.total_bytes, weight.name)
-        queue.finish()
-        if not moved:
-            staging.release()
+        self._finish()
+        if self._staging is not None:
+            self._staging.release()
+            self._staging = None
 
     def bring(self, index: int) -> None:
         """Brings the weights of a part from the file into the slot, and asks the system for those of the next."""
@@ -233,22 +239,20 @@ class DeviceWeights:
         for weight in parts[index].weights:
             buffer, offset = self.located(weight)
             data = self._rows(weight)
-            self._repack(self._kernels[self.types[weight.name]], self._staging, data, weight, buffer, offset)
+            self._repack(self._kernels[self.types[weight.name]], data, weight, buffer, offset)
+        self._finish()
         self._in_slot = index
 
     def _rows(self, weight: Weight) -> NDArray[np.uint8]:
         return self.file.data(weight.name)[weight.first : weight.first + weight.rows]
 
     def close(self) -> None:
-        if self._streaming.slot_bytes and self.buffers:
-            self._staging.release()
         for buffer in self.buffers:
             buffer.release()
         self.buffers = []
 
-    def _repack(
-        self, kernel: Any, staging: Any, data: NDArray[np.uint8], weight: Weight, buffer: Any, offset: int
-    ) -> None:
+    def _repack(self, kernel: Any, data: NDArray[np.uint8], weight: Weight, buffer: Any, offset: int) -> None:
+        """Queues a weight's way into its layout: it is there after _finish()."""
         import pyopencl as cl
 
         queue = self.device.queue
@@ -259,10 +263,16 @@ class DeviceWeights:
         for first in range(0, len(data), rows_at_once):
             part = data[first : first + rows_at_once]
             groups = -(-len(part) // GROUP)
-            cl.enqueue_copy(queue, staging, part, is_blocking=True)
-            release_pages(part)
+            if self.on_gpu:
+                source = self._staging
+                cl.enqueue_copy(queue, source, part, is_blocking=True)
+                release_pages(part)
+            else:
+                flags = cl.mem_flags.READ_ONLY | cl.mem_flags.USE_HOST_PTR
+                source = cl.Buffer(self.device.context, flags, hostbuf=part)
+                self._moving.append((part, source))
             kernel.set_args(
-                staging,
+                source,
                 np.int32(len(part)),
                 np.int32(weight.columns),
                 buffer,
@@ -275,9 +285,20 @@ class DeviceWeights:
                 format_ = FORMATS[self.types[weight.name]]
                 items = weight.columns if format_.is_float else weight.columns // 32
                 cl.enqueue_nd_range_kernel(queue, kernel, (GROUP * groups, items), (GROUP, 1))
+                queue.finish()
             else:
                 cl.enqueue_nd_range_kernel(queue, kernel, (groups,), (1,))
-            queue.finish()
+                queue.flush()
+                if sum(rows.nbytes for rows, _ in self._moving) >= STAGING_BYTES:
+                    self._finish()
+
+    def _finish(self) -> None:
+        """Waits for what _repack queued, and lets go of the pages that it read."""
+        self.device.queue.finish()
+        for rows, source in self._moving:
+            source.release()
+            release_pages(rows)
+        self._moving.clear()
 
     def _bytes(self, weight: Weight) -> int:
         if weight not in self.matrices:
