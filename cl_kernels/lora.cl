@@ -40,7 +40,7 @@ static inline const __global LoraSite *lora_site(const __global LoraUnit *unit, 
     return (const __global LoraSite *)unit->table + site;
 }
 
-#define LORA_FETCH 4096  // bytes of A that are asked for before they are used
+#define LORA_FETCH 8     // blocks of A that are asked for before they are used
 #define LORA_AHEAD 65536 // bytes of a lone adapter that are asked for while nothing else is to do
 #ifdef __clang__
 #define LORA_ASK(p) __builtin_prefetch((const __private void *)(size_t)(p), 0, 2)
@@ -101,16 +101,21 @@ static inline float16 lora_dot_float(const __global uchar *w, const __global flo
     return sum;
 }
 
-// a times a row x, for 16 ranks. x: k numbers, float32 or prepared (prepare.cl).
-static float16 lora_down16(const __global uchar *a, const __global char *x, int is_float, int k)
+// a times a row x, for 16 ranks. x: k numbers, float32 or prepared (prepare.cl). next: what is read after a.
+static float16 lora_down16(
+    const __global uchar *a, const __global char *x, int is_float, int k, const __global uchar *next)
 {
     const __global float *scales = (const __global float *)(x + 2 * (long)k);
     const __global int *sums = (const __global int *)(scales + k / 32 * 2);
+    const int blocks = lora_blocks(k);
     float16 even = (float16)(0.0f), odd = even;
-    for (int b = 0; b < lora_blocks(k); b++) {
+    for (int b = 0; b < blocks; b++) {
         const __global uchar *w = a + (long)LORA_DOWN_BYTES * b;
+        const int ahead = b + LORA_FETCH;
+        const __global uchar *later = ahead < blocks ? a + (long)LORA_DOWN_BYTES * ahead
+                                                     : next + (long)LORA_DOWN_BYTES * (ahead - blocks);
         for (int i = 0; i < LORA_DOWN_BYTES; i += 64)
-            LORA_ASK(w + LORA_FETCH + i);
+            LORA_ASK(later + i);
         const float16 scale = load_bf16_16(w + 512);
         float16 t;
         if (is_float)
@@ -136,10 +141,11 @@ static void lora_down(const __global LoraUnit *unit, const __global LoraSite *si
     if (!site->a)
         return;
     const float scale = unit->strength * site->scale;
+    const long bytes = (long)LORA_DOWN_BYTES * lora_blocks(k); // of 16 ranks
     for (int g = 0; g < site->rank / 16; g++) {
-        const __global uchar *a = (const __global uchar *)site->a + (long)LORA_DOWN_BYTES * lora_blocks(k) * g;
+        const __global uchar *a = (const __global uchar *)site->a + bytes * g;
         for (int r = 0; r < unit->rows; r++)
-            lora_round(lora_down16(a, x + (unit->first + r) * stride, is_float, k) * scale,
+            lora_round(lora_down16(a, x + (unit->first + r) * stride, is_float, k, a + bytes) * scale,
                        lora_t(unit, site, slot, r) + g);
     }
 }

@@ -210,16 +210,19 @@ static void prepare_chunk(const __global Op *op, const __global int *in, int row
                 op->p[3] ? FLOATS(op->p[3]) + (long)c * op->k : 0);
 }
 
-// What is sorted of the `which`-th expert in use; used: experts of a row
-static LoraEntries lora_entries(const __global Op *op, const __global int *sorted, int which, int used)
+// A search for what adapters do in the `which`-th expert in use; used: experts of a row
+static LoraSearch lora_search(const __global Op *op, const __global int *in, const __global int *sorted, int which,
+                              int used, int site, int slot)
 {
-    LoraEntries e;
     const int begin = SORTED_BEGINS(sorted, op->experts)[which];
-    e.expert = SORTED_NUMBERS(sorted)[which];
-    e.count = SORTED_BEGINS(sorted, op->experts)[which + 1] - begin;
-    e.used = used;
-    e.entries = SORTED_ENTRIES(sorted, op->experts) + begin;
-    return e;
+    LoraSearch s = {in, AT_LORA_UNITS(op), LORA_UNITS(op), site, slot};
+    s.e.expert = SORTED_NUMBERS(sorted)[which];
+    s.e.count = SORTED_BEGINS(sorted, op->experts)[which + 1] - begin;
+    s.e.used = used;
+    s.e.entries = SORTED_ENTRIES(sorted, op->experts) + begin;
+    s.k = op->k;
+    s.n = op->n;
+    return s;
 }
 
 // p: x, sorted; the `used` products of the next phase, sites from `site` on, read rows of k numbers from it; how: as
@@ -228,13 +231,13 @@ static void lora_chunk(const __global Op *op, const __global int *in, int c)
 {
     const long stride = op->how ? 4L * op->k : prepared_bytes(op->k);
     const __global char *x = (const __global char *)op->p[0];
-    const int at = AT_LORA_UNITS(op), units = LORA_UNITS(op);
     if (op->experts) {
-        const int slot = c % op->used;
-        const LoraEntries e = lora_entries(op, (const __global int *)op->p[1], c / op->used, op->groups_used);
-        lora_experts_down(in, at, units, op->site + slot, slot, &e, x, stride, op->how, op->k, op->shared);
+        const int slot = c % op->used, which = c / op->used;
+        LoraSearch s = lora_search(op, in, (const __global int *)op->p[1], which, op->groups_used, op->site + slot, slot);
+        lora_experts_down(&s, x, stride, op->how, op->shared);
         return;
     }
+    const int at = AT_LORA_UNITS(op), units = LORA_UNITS(op);
     const int pieces = lora_pieces(units, op), slots = op->used / pieces, first = c % pieces * slots;
     const __global LoraUnit *unit = lora_units(in, at, c / pieces);
     for (int slot = first; slot < first + slots; slot++)
@@ -349,13 +352,20 @@ static void experts_chunk(const __global Op *op, const __global int *in, int c, 
     p.entries = SORTED_ENTRIES(sorted, op->experts) + begin;
     p.used = op->used;
     p.shared = op->shared;
-    const int first = c % chunks * op->chunk, last = min(first + op->chunk, groups);
-    matmul_rows(op->type, BYTES(op->p[0]), expert * groups + first, expert * groups + last, &p);
-    if (LORA_UNITS(op)) {
-        const LoraEntries e = lora_entries(op, sorted, which, op->used);
-        wait_for_lora(lora);
-        lora_experts_up(in, AT_LORA_UNITS(op), LORA_UNITS(op), op->site, op->start, &e, first, last, op->n, p.out);
+    const int begin_group = c % chunks * op->chunk, end = min(begin_group + op->chunk, groups);
+    LoraSearch search = lora_search(op, in, sorted, which, op->used, op->site, op->start);
+    LoraEntry found[LORA_FOUND];
+    int count = lora_find(&search, found);
+    const int step = count && p.rows <= LORA_ROWS ? 2 : groups; // as in matmul_chunk
+    for (int first = begin_group; first < end; first += step) {
+        const int last = min(end, first + step);
+        if (step < groups)
+            lora_experts_fetch(found, count, first, last);
+        matmul_rows(op->type, BYTES(op->p[0]), expert * groups + first, expert * groups + last, &p);
     }
+    wait_for_lora(lora);
+    for (; count; count = count == LORA_FOUND ? lora_find(&search, found) : 0)
+        lora_experts_up(found, count, begin_group, end, op->n, p.out);
 }
 
 static void run_chunk(const __global Op *op, const __global int *in, int c, const LoraChunks *lora)

@@ -135,6 +135,12 @@ def test_each_row_gets_what_its_experts_add(mixture: Mixture, device: str) -> No
     np.testing.assert_array_equal(mixture.run(lengths, [()] * 4), base)
 
 
+def test_many_adapters_act_on_many_rows_of_an_expert(mixture: Mixture, device: str) -> None:
+    lengths, uses = [ROWS], tuple((mixture.add(3 + seed, seed), 0.25 * seed) for seed in range(1, 6))
+    got, expected = mixture.run(lengths, [uses]), mixture.expected(lengths, [uses])
+    assert ((got - expected) ** 2).sum() / (expected**2).sum() < TOLERANCE[device]
+
+
 LAYER = "model.layers.1.mlp"
 
 
