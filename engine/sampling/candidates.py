@@ -20,6 +20,7 @@ Ids = NDArray[np.int64]
 COLUMNS = 64  # values that share one maximum when the front of a long array is looked for
 FIRST_FRONT = 256  # candidates that a cumulative sampler looks at first
 FRONT_GROWTH = 8
+LARGEST = 1e30  # of what settings make of logits: float32 holds it, and differences of such numbers
 
 
 @dataclass(frozen=True)
@@ -136,10 +137,12 @@ def typical_p(candidates: Candidates, p: float) -> Candidates:
 
 
 def temperature(candidates: Candidates, value: float) -> Candidates:
-    """Divides the logits by value > 0. They are first moved so that the largest is 0, which keeps them finite."""
-    divisor = np.float32(max(value, float(np.finfo(np.float32).tiny)))
+    """Divides the logits by value > 0. Where that overflows they are first moved so that the largest is 0."""
+    divisor = np.float32(min(max(value, float(np.finfo(np.float32).tiny)), LARGEST))
+    highest = candidates.max()
     with np.errstate(over="ignore"):
-        scaled = (candidates.logits - candidates.max()) / divisor
+        overflows = abs(highest / divisor) > LARGEST
+        scaled = (candidates.logits - highest if overflows else candidates.logits) / divisor
     return Candidates(candidates.ids, scaled, candidates.descending)
 
 
@@ -156,23 +159,28 @@ def penalties(
     else:
         places = np.flatnonzero(np.isin(candidates.ids, tokens))
         counts = counts[np.searchsorted(tokens, candidates.ids[places])]
-    old = candidates.logits[places]
+    repeat, presence, frequency = min(max(repeat, 1 / LARGEST), LARGEST), _bounded(presence), _bounded(frequency)
+    old = candidates.logits[places].astype(np.float64)
+    lowered = np.where(old > 0, old / repeat, old * repeat) - counts * frequency - presence
     logits = candidates.logits.copy()
-    logits[places] = (
-        np.where(old > 0, old / np.float32(repeat), old * np.float32(repeat))
-        - counts.astype(np.float32) * np.float32(frequency)
-        - np.float32(presence)
-    )
+    logits[places] = np.where(np.isneginf(old), old, np.clip(lowered, -LARGEST, LARGEST))
     return Candidates(candidates.ids, logits, False)
 
 
+def _bounded(value: float) -> float:
+    return float(min(max(value, -LARGEST), LARGEST))
+
+
 def top_n_sigma(candidates: Candidates, n: float) -> Candidates:
-    """Keeps logits at most n standard deviations below the largest (Tang et al. 2024); n <= 0 keeps all."""
+    """Keeps logits at most n standard deviations below the largest (Tang et al. 2024); n <= 0 keeps all.
+
+    The others stay candidates that cannot be drawn: as for llama.cpp, a dynamic temperature still counts them."""
     if n <= 0.0 or len(candidates) <= 1:
         return candidates
     possible = candidates.logits[candidates.logits > -np.inf].astype(np.float64)
-    lowest = float(candidates.max()) - n * float(possible.std())
-    return candidates.take(np.flatnonzero(candidates.logits >= np.float32(lowest)), candidates.descending)
+    lowest = np.float32(max(float(candidates.max()) - n * float(possible.std()), float(np.finfo(np.float32).min)))
+    kept = np.where(candidates.logits >= lowest, candidates.logits, np.float32(-np.inf))
+    return Candidates(candidates.ids, kept, candidates.descending)
 
 
 def xtc(candidates: Candidates, threshold: float) -> Candidates:
@@ -197,5 +205,5 @@ def dynamic_temperature(candidates: Candidates, value: float, spread: float, exp
     weights = candidates.weights().astype(np.float64)
     probability = weights[weights > 0] / weights.sum()
     entropy = -float(np.sum(probability * np.log(probability))) / math.log(len(candidates))
-    lowest = max(0.0, value - spread)
-    return temperature(candidates, lowest + (value + spread - lowest) * max(entropy, 0.0) ** exponent)
+    lowest, highest = max(0.0, value - spread), min(value + spread, LARGEST)
+    return temperature(candidates, lowest + (highest - lowest) * min(max(entropy, 0.0), 1.0) ** exponent)

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from engine.sampling.candidates import Candidates
+from engine.sampling.candidates import LARGEST, Candidates
 
 LONGEST_BREAKER = 40  # characters of a breaker that count
 LONGEST_TAIL = 20  # tokens of a breaker that count, after its first
@@ -84,7 +84,7 @@ def dry(
     logits = candidates.logits.copy()
     tokens = np.fromiter(longest, np.int64)
     exponents = [min(length - allowed, most) if most else length - allowed for length in longest.values()]
-    lowered = np.array([multiplier * base**exponent for exponent in exponents], np.float32)
+    lowered = np.array([_penalty(multiplier, base, exponent) for exponent in exponents], np.float32)
     if candidates.ids is None:
         logits[tokens] -= lowered
     else:
@@ -92,6 +92,13 @@ def dry(
         places = np.flatnonzero(np.isin(candidates.ids, tokens))
         logits[places] -= lowered[order][np.searchsorted(tokens[order], candidates.ids[places])]
     return Candidates(candidates.ids, logits, False)
+
+
+def _penalty(multiplier: float, base: float, exponent: int) -> float:
+    try:
+        return min(multiplier * base**exponent, LARGEST)
+    except OverflowError:
+        return LARGEST
 
 
 def _back_to_breaker(window: Sequence[int], breakers: Breakers) -> int:

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from engine.sampling.candidates import Candidates
+from engine.sampling.candidates import LARGEST, Candidates
 
 SLOPE_TOKENS = 100  # how many of the likeliest tokens the first version measures the distribution by
 
@@ -18,7 +18,7 @@ class Mirostat:
     """
 
     def __init__(self, version: int, tau: float, eta: float, n_vocab: int) -> None:
-        self.mu = 2.0 * tau
+        self.mu = min(2.0 * tau, LARGEST)
         self._version = version
         self._tau = tau
         self._eta = eta
@@ -42,7 +42,8 @@ class Mirostat:
         weights = remaining.weights()
         share = float(weights[found[0]]) / float(weights.sum(dtype=np.float64))
         if share > 0:
-            self.mu -= self._eta * (-math.log2(share) - self._tau)
+            moved = self.mu - self._eta * (-math.log2(share) - self._tau)
+            self.mu = min(max(moved, -LARGEST), LARGEST)
 
     def _by_slope(self, candidates: Candidates) -> Candidates:
         likeliest = candidates.front(SLOPE_TOKENS)
@@ -72,7 +73,7 @@ class Mirostat:
 
     def _by_surprise(self, candidates: Candidates) -> Candidates:
         weights = candidates.weights()
-        least = 2.0**-self.mu * float(weights.sum(dtype=np.float64)) if self.mu > -1000 else math.inf
+        least = 2.0**-self.mu * float(weights.sum(dtype=np.float64)) if self.mu > -100 else math.inf
         kept = np.flatnonzero(weights >= least) if least > 0 else np.arange(len(weights))
         if not len(kept):
             kept = np.array([int(np.argmax(candidates.logits))])

@@ -46,8 +46,8 @@ def check_params(params: SamplingParams, n_vocab: int) -> None:
                 f"logit_bias names the token {token!r}, but this model's tokens are 0 to {n_vocab - 1}.",
                 "Remove that entry.",
             )
-        if not _is_number(bias) or math.isnan(bias) or bias == math.inf:
-            raise _refusal(f"logit_bias of token {token}", bias, "a number, or minus infinity to ban the token")
+        if bias != -math.inf:
+            _number(f"logit_bias of token {token}", bias, "a number, or minus infinity to ban the token")
 
 
 def _check_order(samplers: Any) -> None:
@@ -67,9 +67,13 @@ def _check_breakers(breakers: Any) -> None:
 
 
 def _number(name: str, value: Any, wanted: str, low: float = -math.inf, high: float = math.inf) -> float:
-    if not _is_number(value) or not math.isfinite(value) or not low <= value <= high:
+    try:
+        number = float(value) if _is_number(value) else math.nan
+    except OverflowError:  # a whole number of more than 308 digits
+        number = math.inf
+    if not math.isfinite(number) or not low <= number <= high:
         raise _refusal(name, value, wanted)
-    return float(value)
+    return number
 
 
 def _integer(name: str, value: Any, wanted: str, low: float = -math.inf, high: float = math.inf) -> None:
@@ -86,4 +90,4 @@ def _is_number(value: Any) -> bool:
 
 
 def _refusal(name: str, value: Any, wanted: str) -> RequestError:
-    return RequestError(f"{name} is {value!r}, but it has to be {wanted}.", f"Change {name}.")
+    return RequestError(f"{name} is {value!r:.80}, but it has to be {wanted}.", f"Change {name}.")

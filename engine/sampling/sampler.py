@@ -45,7 +45,8 @@ class Sampler:
         self._greedy = params.temperature == 0 and params.dynatemp_range == 0
         self._mirostat: Mirostat | None = None
         self._bias_ids = np.fromiter(params.logit_bias.keys(), np.int64)
-        self._bias = np.fromiter(params.logit_bias.values(), np.float32)
+        bias = np.fromiter(params.logit_bias.values(), np.float64)
+        self._bias = np.where(np.isneginf(bias), bias, np.clip(bias, -c.LARGEST, c.LARGEST)).astype(np.float32)
         samplers = params.samplers
         if self._greedy:
             samplers = tuple(name for name in samplers if name in ("penalties", "dry"))
@@ -64,12 +65,12 @@ class Sampler:
         self._constraint = constraint
         first = names[single : single + 1]
         self._most = 1 if self._greedy else params.top_k if first == ["top_k"] else 0
-        bias = [f"logit_bias {len(self._bias)} tokens"] if len(self._bias) else []
+        biased = [f"logit_bias {len(self._bias)} tokens"] if len(self._bias) else []
         if self._mirostat is not None:
             target = f"mirostat {params.mirostat} tau={params.mirostat_tau:g} eta={params.mirostat_eta:g}"
             active.append(("mirostat", target))
         last = "greedy" if self._greedy else "draw" if params.seed is None else f"draw seed={params.seed}"
-        self._description = [*bias, *(text for _, text in active), last]
+        self._description = [*biased, *(text for _, text in active), last]
 
     @property
     def greedy(self) -> bool:

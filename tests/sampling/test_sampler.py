@@ -220,3 +220,59 @@ def test_a_token_of_a_large_vocabulary_takes_little_time() -> None:
         times.append(time.perf_counter() - start)
     assert min(times) < 0.002
     print(f"best {min(times) * 1e6:.0f} us, median {sorted(times)[15] * 1e6:.0f} us")
+
+
+def distribution(params: SamplingParams, values: np.ndarray, history: list[int] | None = None) -> np.ndarray:
+    remaining = Sampler(params, len(values)).candidates(values, history or [])
+    out = np.zeros(len(values))
+    weights = remaining.weights().astype(np.float64)
+    out[np.arange(len(values)) if remaining.ids is None else remaining.ids] = weights / weights.sum()
+    return out
+
+
+def test_penalties_behind_the_temperature_act_on_what_it_made() -> None:
+    params = replace(PLAIN, temperature=0.5, repeat_penalty=2.0, samplers=("temperature", "penalties"))
+    np.testing.assert_allclose(distribution(params, logits(2.0, 1.0, 0.5), [0]), softmax(logits(2, 2, 1)), rtol=1e-6)
+
+
+def test_a_dynamic_temperature_counts_what_top_n_sigma_took_out() -> None:
+    values = logits(2.0, 1.5, 0.0, -1.0, -2.0, -2.0)  # deviation 1.57: the first two stay
+    params = replace(PLAIN, temperature=1.0, dynatemp_range=0.5, top_n_sigma=1.0)
+    p = softmax(values[:2])
+    warmth = 0.5 + -float(np.sum(p * np.log(p))) / math.log(6)
+    np.testing.assert_allclose(distribution(params, values)[:2], softmax(values[:2] / warmth), rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"dry_multiplier": 1.0, "dry_base": 1e300},
+        {"dry_multiplier": 1e300},
+        {"presence_penalty": 1e300},
+        {"presence_penalty": -1e300, "frequency_penalty": 10**30},
+        {"repeat_penalty": 1e-300},
+        {"repeat_penalty": 1e300, "dry_multiplier": 1e38},
+        {"temperature": 1e300, "top_n_sigma": 1.0},
+        {"temperature": 1e-300, "repeat_penalty": 1e-300},
+        {"top_n_sigma": 1e308},
+        {"temperature": 1e308, "dynatemp_range": 1e308, "dynatemp_exponent": 1e38},
+        {"mirostat": 1, "mirostat_tau": 1e308, "mirostat_eta": 1e308},
+        {"mirostat": 2, "mirostat_tau": 1e308, "mirostat_eta": 1e308},
+        {"logit_bias": {0: 1e300, 1: -1e300}},
+    ],
+)
+def test_settings_however_large_leave_something_to_draw_from(settings: dict[str, Any]) -> None:
+    for values in (logits(1.0, 2.0), logits(0.0, 0.0), logits(1e4, -1e4)):
+        sampler = Sampler(replace(PLAIN, seed=1, **settings), 2)
+        for _ in range(3):
+            weights = sampler.candidates(values, [0, 1] * 200).weights()
+            assert np.isfinite(weights).all()
+            assert weights.sum() > 0
+            sampler.sample(values, [0, 1] * 200)
+
+
+def test_a_number_of_too_many_digits_is_refused() -> None:
+    for settings in ({"temperature": 10**400}, {"logit_bias": {0: 10**400}}):
+        with pytest.raises(RequestError, match="has to be a"):
+            Sampler(replace(PLAIN, **settings), 4)
