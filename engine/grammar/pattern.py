@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NoReturn
 
-from engine.grammar.gbnf import DEEPEST_GROUP
+from engine.grammar.gbnf import DEEPEST_GROUP, MOST_REPETITIONS
 from engine.grammar.syntax import (
     LAST_CHARACTER,
     Alt,
@@ -107,6 +107,8 @@ class _Pattern:
         most = least if not comma else int(high) if high else None
         if most is not None and most < least:
             self._fail("a repetition asks for at most fewer than at least")
+        if max(least, most or 0) > MOST_REPETITIONS:
+            self._fail(f"a grammar repeats {MOST_REPETITIONS} times at most")
         return least, most
 
     def _atom(self) -> Node:
@@ -119,7 +121,10 @@ class _Pattern:
         if char == ".":
             return Chars(without_surrogates(_NOT_LINE_ENDS))
         if char == "\\":
-            return Chars(without_surrogates(self._escape(in_class=False)))
+            found = without_surrogates(self._escape(in_class=False))
+            if not found:
+                self._fail("half of a surrogate pair is no character")
+            return Chars(found)
         if char in "*+?":
             self._fail(f"there is nothing that {char} could repeat")
         return Chars(((ord(char), ord(char)),))
@@ -150,11 +155,12 @@ class _Pattern:
             if self._peek() == "-" and self._text[self._at + 1 : self._at + 2] not in ("]", ""):
                 self._at += 1
                 high = self._class_item()
-                if len(low) > 1 or len(high) > 1 or low[0][0] != low[0][1] or high[0][0] != high[0][1]:
-                    self._fail("a range in a class runs from one character to another")
-                if high[0][0] < low[0][0]:
-                    self._fail("a range in a class runs backwards")
-                low = ((low[0][0], high[0][0]),)
+                if _is_one(low) and _is_one(high):
+                    if high[0][0] < low[0][0]:
+                        self._fail("a range in a class runs backwards")
+                    low = ((low[0][0], high[0][0]),)
+                else:  # beside a set such as \\w the hyphen stands for itself
+                    low = (*low, (45, 45), *high)
             ranges += low
         found = merged(ranges)
         found = without_surrogates(complement(found) if negated else found)
@@ -203,9 +209,11 @@ class _Pattern:
         if not 0 <= code <= LAST_CHARACTER:
             self._fail(f"\\{kind} needs hexadecimal digits")
         if 0xD800 <= code <= 0xDBFF and self._text.startswith("\\u", self._at):
-            self._at += 2
+            before, self._at = self._at, self._at + 2
             low = self._hex("u")
-            code = 0x10000 + ((code - 0xD800) << 10) + (low - 0xDC00)
+            if 0xDC00 <= low <= 0xDFFF:
+                return 0x10000 + ((code - 0xD800) << 10) + (low - 0xDC00)
+            self._at = before
         return code
 
     def _peek(self) -> str:
@@ -218,6 +226,10 @@ class _Pattern:
 
     def _fail(self, what: str) -> NoReturn:
         self._fail_with(f"its pattern {self._text!r:.80} cannot be used: {what}")
+
+
+def _is_one(ranges: Ranges) -> bool:
+    return len(ranges) == 1 and ranges[0][0] == ranges[0][1]
 
 
 def lengths(node: Node) -> tuple[int, int | None]:
@@ -238,6 +250,46 @@ def lengths(node: Node) -> tuple[int, int | None]:
             most_here = None if high is None or node.most is None else high * node.most
             return low * node.least, 0 if high == 0 else most_here
     raise AssertionError(node)
+
+
+def limited(node: Node, least: int, most: int | None) -> Node | None:
+    """What of it has that many characters, or None where that cannot be said: it can where one repetition of something
+    of a fixed length is all that makes it longer or shorter. A repetition that cannot come out right asks for at most
+    fewer than at least."""
+    shortest, longest = lengths(node)
+    if shortest >= least and (most is None or (longest is not None and longest <= most)):
+        return node
+    match node:
+        case Repeat():
+            low, high = lengths(node.item)
+            if low != high or not low:
+                return None
+            fewest = max(node.least, -(-least // low))
+            mosts = [bound for bound in (node.most, None if most is None else most // low) if bound is not None]
+            return Repeat(node.item, fewest, min(mosts) if mosts else None)
+        case Seq() | Alt() if len(node.items) == 1:
+            return limited(node.items[0], least, most)
+        case Seq():
+            sizes = [lengths(item) for item in node.items]
+            moving = [place for place, (low, high) in enumerate(sizes) if low != high]
+            if len(moving) != 1:
+                return None
+            rest = sum(low for place, (low, _) in enumerate(sizes) if place != moving[0])
+            inner = limited(node.items[moving[0]], max(least - rest, 0), None if most is None else most - rest)
+            if inner is None:
+                return None
+            return Seq((*node.items[: moving[0]], inner, *node.items[moving[0] + 1 :]))
+    return None
+
+
+def impossible(node: Node) -> bool:
+    """Whether a repetition in it asks for at most fewer than at least."""
+    match node:
+        case Repeat():
+            return (node.most is not None and node.most < node.least) or impossible(node.item)
+        case Seq():
+            return any(map(impossible, node.items))
+    return False
 
 
 # A pattern as GBNF, its characters spelled as JSON spells them within a string

@@ -49,7 +49,7 @@ def schema_gbnf(schema: Schema | str) -> str:
     """
     try:
         schema = json.loads(schema if isinstance(schema, str) else json.dumps(schema))
-        json.dumps(schema, allow_nan=False)
+        json.dumps(schema, allow_nan=False, ensure_ascii=False).encode()
     except (ValueError, TypeError, RecursionError) as error:
         raise RequestError(f"The JSON schema is not JSON: {error}.") from None
     if not isinstance(schema, Mapping | bool):
@@ -65,10 +65,11 @@ class _Converter:
         self._root = root
         self._rules: dict[str, str] = {}
         self._known: dict[str, str] = {}
+        self._begun: list[str] = []  # rules in the making, from the last bracket on
 
     def grammar(self) -> str:
         root = self._root
-        if isinstance(root, Mapping) and not set(root) - _ANNOTATIONS:
+        if root == {}:
             body = "object"  # {} stands for any object, as for llama.cpp
         else:
             try:
@@ -90,15 +91,20 @@ class _Converter:
             fail("a schema has to be an object, true or false", place)
         known = json.dumps(schema, sort_keys=True, default=str)
         if known in self._known:
+            if self._known[known] in self._begun:
+                fail("it refers back to itself without an object or array between", place)
             return self._known[known]
         rule = self._known[known] = self._new_name(name)
         self._rules[rule] = ""  # keeps the name; what refers back to the schema meanwhile refers to the rule
+        self._begun.append(rule)
         try:
             self._rules[rule] = self._body(schema, rule, place)
         except Impossible:
             self._rules[rule] = f'"-" {rule}'  # matches nothing; what refers to it is dropped with it
             del self._known[known]
             raise
+        finally:
+            self._begun.remove(rule)
         return rule
 
     def _body(self, schema: Mapping[str, Any], name: str, place: str) -> str:
@@ -186,8 +192,8 @@ class _Converter:
         if "const" in schema or "enum" in schema:
             return constants(schema, types, place)
         makers: dict[str, Callable[[], str]] = {
-            "object": lambda: self._object(schema, name, place),
-            "array": lambda: self._array(schema, name, place),
+            "object": lambda: self._bracketed(lambda: self._object(schema, name, place)),
+            "array": lambda: self._bracketed(lambda: self._array(schema, name, place)),
             "string": lambda: string_of(schema, place),
             "number": lambda: number_of(schema, place, whole=False),
             "integer": lambda: number_of(schema, place, whole=True),
@@ -199,6 +205,13 @@ class _Converter:
         if len(types) == 1:
             return makers[types[0]]()
         return self._union([self._part(makers[kind], f"{name}-{kind}") for kind in types])
+
+    def _bracketed(self, make: Callable[[], str]) -> str:
+        begun, self._begun = self._begun, []
+        try:
+            return make()
+        finally:
+            self._begun = begun
 
     def _part(self, make: Callable[[], str], name: str) -> Callable[[], str]:
         def choice() -> str:
@@ -245,10 +258,10 @@ class _Converter:
                 continue
             pairs[key] = self._rule(f"{name}-{key}-kv", f'{literal(json_text(key))} space ":" space {value}')
         extra = self._additional(more, properties, name, place)
-        self._check_counts(schema, sum(key in required for key in pairs), len(pairs), extra is not None, place)
         first = [pairs[key] for key in pairs if key in required]
         optional = [pairs[key] for key in pairs if key not in required]
-        return f'"{{" space {self._members(first, optional, extra, name)} "}}" space'
+        counts = self._counts(schema, len(first), len(optional), extra is not None, place)
+        return f'"{{" space {self._members(first, optional, extra, counts, name)} "}}" space'
 
     def _additional(self, more: Any, properties: Mapping[str, Any], name: str, place: str) -> str | None:
         """The rule of a property that has no name of its own, if there may be some."""
@@ -261,7 +274,17 @@ class _Converter:
         key = self._rule(f"{name}-additional-k", other_strings(list(properties))) if properties else "string"
         return self._rule(f"{name}-additional-kv", f'{key} ":" space {value}')
 
-    def _members(self, first: list[str], optional: list[str], extra: str | None, name: str) -> str:
+    def _members(
+        self, first: list[str], optional: list[str], extra: str | None, counts: tuple[int, int | None], name: str
+    ) -> str:
+        """counts: of members that are not required."""
+        least, most = counts
+        if not optional:
+            if extra is None or most == 0:
+                return ' "," space '.join(first)
+            if not first:
+                return self._elements([], extra, least, most)
+            return ' "," space '.join(first) + f' ("," space {extra}){times(least, most)}'
         rest = f'("," space {extra})*' if extra else ""
         rests = [rest]  # what may follow, from the last optional member to the first
         for pair in reversed(optional):
@@ -272,13 +295,22 @@ class _Converter:
             return ' "," space '.join(first) + f" {rests[0]}"
         starts = [f"{pair} {rests[i + 1]}".rstrip() for i, pair in enumerate(optional)]
         starts += [f"{extra} {rest}"] if extra else []
-        return f"({' | '.join(starts)})?" if starts else ""
+        return f"({' | '.join(starts)}){'' if least else '?'}"
 
-    def _check_counts(self, schema: Mapping[str, Any], n_required: int, n_named: int, open_: bool, place: str) -> None:
+    def _counts(
+        self, schema: Mapping[str, Any], n_required: int, n_optional: int, open_: bool, place: str
+    ) -> tuple[int, int | None]:
+        """How many members there may be beside the required ones."""
         least, most = limits(schema, "minProperties", "maxProperties", place)
-        if least > n_required or (most is not None and (open_ or most < n_named)):
-            keyword = "minProperties" if least > n_required else "maxProperties"
-            fail(f"{keyword} cannot be enforced here", place, "Say which properties are required.")
+        least, most = max(least - n_required, 0), None if most is None else most - n_required
+        if (most is not None and most < least) or (least > n_optional and not open_):
+            raise Impossible("its number of properties is not possible")
+        if n_optional:
+            if least > 1 or (least and n_required):
+                fail("minProperties cannot be enforced here", place, "Say which properties are required.")
+            if most is not None and (open_ or most < n_optional):
+                fail("maxProperties cannot be enforced here", place, "Name fewer properties.")
+        return least, most
 
     def _array(self, schema: Mapping[str, Any], name: str, place: str) -> str:
         least, most = limits(schema, "minItems", "maxItems", place)
@@ -288,6 +320,8 @@ class _Converter:
         if schema.get("unevaluatedItems") not in (None, False, True):
             refuse(schema, ("unevaluatedItems",), place)
         prefix, rest = schema.get("prefixItems", []), schema.get("items", True)
+        if isinstance(prefix, Mapping):  # llama.cpp takes one schema there for that of the items
+            prefix, rest = [], schema.get("items", prefix)
         if isinstance(rest, list):  # as it was written before prefixItems
             prefix, rest = rest, schema.get("additionalItems", False)
         elif prefix and "items" not in schema:

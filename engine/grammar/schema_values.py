@@ -12,7 +12,7 @@ from engine.grammar.gbnf import MOST_REPETITIONS
 from engine.grammar.json_text import json_text, literal, times
 from engine.grammar.merging import Impossible
 from engine.grammar.numbers import integer_gbnf, number_gbnf
-from engine.grammar.pattern import lengths, parse_pattern, string_gbnf
+from engine.grammar.pattern import impossible, limited, parse_pattern, string_gbnf
 from engine.grammar.syntax import Node
 
 OF_OBJECTS = ("properties", "required", "additionalProperties", "patternProperties", "propertyNames",
@@ -24,6 +24,8 @@ OF_STRINGS = ("minLength", "maxLength", "pattern", "format")
 OF_NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 """The keywords that say something of one kind of value only."""
 
+MOST_BOUND_DIGITS = 40
+
 _YEAR = r"(000[1-9]|00[1-9][0-9]|0[1-9][0-9]{2}|[1-9][0-9]{3})"
 _LEAP = r"(([0-9]{2}(0[48]|[2468][048]|[13579][26]))|((0[48]|[2468][048]|[13579][26])00))"
 _DATE = (
@@ -33,6 +35,12 @@ _DATE = (
 _TIME = r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
 _WORD = "[a-zA-Z0-9_%+-]{1,32}"
 _LABEL = r"[a-zA-Z0-9]([a-zA-Z0-9-]{0,30}[a-zA-Z0-9])?"
+_SEGMENT = "[a-zA-Z0-9_.~-]*"
+_POINTER = "(/([a-zA-Z0-9_. -]|~[01])*)*"
+_TIME_SPAN = r"T([0-9]{1,4}H([0-9]{1,4}M([0-9]{1,4}S)?)?|[0-9]{1,4}M([0-9]{1,4}S)?|[0-9]{1,4}S)"
+_DAYS = "[0-9]{1,4}D"
+_MONTHS = f"[0-9]{{1,4}}M({_DAYS})?"
+_YEARS = f"[0-9]{{1,4}}Y({_MONTHS})?"
 _OCTET = r"(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 FORMATS: dict[str, str] = {
     "date": _DATE,
@@ -45,7 +53,16 @@ FORMATS: dict[str, str] = {
     "ipv4": rf"{_OCTET}(\.{_OCTET}){{3}}",
     "hostname": rf"{_LABEL}(\.{_LABEL}){{0,4}}",
     "email": rf"{_WORD}(\.{_WORD}){{0,2}}@{_LABEL}(\.{_LABEL}){{0,3}}\.[a-zA-Z]{{2,12}}",
-    "uri": rf"https?://{_LABEL}(\.{_LABEL}){{0,4}}(:[1-9][0-9]{{1,3}})?(/[a-zA-Z0-9_.~-]*)*",
+    "ipv6": "[0-9a-fA-F]{1,4}(:[0-9a-fA-F]{1,4}){7}",
+    "uri": rf"https?://{_LABEL}(\.{_LABEL}){{0,4}}(:[1-9][0-9]{{1,3}})?(/{_SEGMENT})*",
+    "duration": f"P(({_DAYS}|{_MONTHS}|{_YEARS})({_TIME_SPAN})?|{_TIME_SPAN}|[0-9]{{1,4}}W)",
+    "json-pointer": _POINTER,
+    "relative-json-pointer": f"(0|[1-9][0-9]{{0,3}})(#|{_POINTER})",
+}
+FORMATS |= {
+    "idn-email": FORMATS["email"],
+    "idn-hostname": FORMATS["hostname"],
+    **dict.fromkeys(("uri-reference", "uri-template", "iri", "iri-reference"), FORMATS["uri"]),
 }
 """Patterns that strings of a format match; every such string is valid, though not every valid one is among them."""
 _UNCHECKED_FORMATS = frozenset({"password", "binary", "byte"})  # say nothing of what the string is
@@ -117,14 +134,16 @@ def string_of(schema: Mapping[str, Any], place: str) -> str:
         if not least and most is None:
             return "string"
         return f'"\\"" char{times(least, most)} "\\"" space'
-    shortest, longest = lengths(pattern)
-    if shortest < least or (most is not None and (longest is None or longest > most)):
+    fitting = limited(pattern, least, most)
+    if fitting is None:
         fail(
-            "pattern or format together with minLength or maxLength cannot be enforced",
+            "this pattern or format together with minLength or maxLength cannot be enforced",
             place,
             "Write the length into the pattern, as in ^[a-z]{2,8}$.",
         )
-    return f'"\\"" {string_gbnf(pattern)} "\\"" space'
+    if impossible(fitting):
+        raise Impossible("no string of its pattern is as long as it asks for")
+    return f'"\\"" {string_gbnf(fitting)} "\\"" space'
 
 
 def _string_pattern(schema: Mapping[str, Any], place: str) -> Node | None:
@@ -190,8 +209,8 @@ def _decimal(schema: Mapping[str, Any], key: str, place: str) -> Decimal | None:
         number = Decimal(str(value))
     except InvalidOperation:
         number = Decimal("nan")
-    if isinstance(value, str | bool) or not number.is_finite() or abs(number) >= 10**18:
-        fail(f"{key} is {value!r:.40}, but it has to be a number of less than 19 digits", place)
+    if isinstance(value, str | bool) or not number.is_finite() or abs(number) >= 10**MOST_BOUND_DIGITS:
+        fail(f"{key} is {value!r:.40}, but it has to be a number of at most {MOST_BOUND_DIGITS} digits", place)
     return number
 
 

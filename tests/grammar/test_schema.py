@@ -78,8 +78,11 @@ def strings(draw: Any) -> dict[str, Any]:
         if draw(st.booleans()):
             schema["maxLength"] = schema["minLength"] + draw(small)
     elif kind == "pattern":
+        if draw(st.booleans()):
+            schema["maxLength"] = draw(st.integers(0, 6))
         schema["pattern"] = draw(st.sampled_from(
-            ["^[a-c]{2,4}$", r"^\d{3}-\w+$", "b+", "^(ab|cd?)*$", '^[^a-z"]$', r"^\"\\\n?$", "x$", "^é|ü$", "[[:-]"]
+            ["^[a-c]{2,4}$", "^[a-c]+z?$", "^x(ab)*$",
+             r"^\d{3}-\w+$", "b+", "^(ab|cd?)*$", '^[^a-z"]$', r"^\"\\\n?$", "x$", "^é|ü$", "[[:-]"]
         ))  # fmt: skip
     elif kind == "format":
         schema["format"] = draw(st.sampled_from(["date", "time", "date-time", "uuid"]))
@@ -200,6 +203,25 @@ def test_what_a_grammar_lets_through_is_valid(schema: Any, seed: int) -> None:
         ({"type": "string", "pattern": "b"}, ['"b"', '"abc"'], ['"ac"', '""']),
         ({"type": "string", "pattern": "^(?<y>\\d{4})-(?:0[1-9]|1[0-2])$"}, ['"2024-11"'], ['"2024-13"']),
         ({"type": "string", "pattern": "^[a-z]{2,4}$", "maxLength": 4}, ['"abc"'], ['"a"', '"abcde"']),
+        ({"type": "string", "pattern": "^[a-z][a-z0-9-]*$", "minLength": 2, "maxLength": 4}, ['"ab"', '"a-1b"'],
+         ['"a"', '"abcde"', '"1ab"']),
+        ({"type": "string", "pattern": "^x(ab)+$", "maxLength": 6}, ['"xab"', '"xabab"'], ['"xababab"', '"x"']),
+        ({"type": "string", "pattern": "^[\\w-.]+@x$"}, ['"a-b.c@x"'], ['"a b@x"']),
+        ({"type": "string", "format": "duration"}, ['"P3DT2H5M"', '"PT30S"', '"P2W"', '"P1Y6M"'],
+         ['"P"', '"PT"', '"P1S"']),
+        ({"type": "string", "format": "ipv6"}, ['"2001:db8:0:0:0:0:0:1"'], ['"2001:db8"', '"g:0:0:0:0:0:0:0"']),
+        ({"type": "string", "format": "uri-reference"}, ['"https://example.org/a"'], ['"a b"']),
+        ({"type": "string", "format": "json-pointer"}, ['""', '"/a/0/~1"'], ['"a"', '"/~2"']),
+        ({"type": "object", "minProperties": 1, "maxProperties": 2}, ['{"a":1}', '{"a":1,"b":2}'],
+         ["{}", '{"a":1,"b":2,"c":3}']),
+        ({"type": "object", "maxProperties": 0}, ["{}"], ['{"a":1}']),
+        ({"properties": {"a": True}, "required": ["a"], "additionalProperties": True, "maxProperties": 2},
+         ['{"a":1}', '{"a":1,"b":2}'], ['{"a":1,"b":2,"c":3}']),
+        ({"properties": {"a": True, "b": True}, "minProperties": 1}, ['{"a":1}', '{"b":1}', '{"a":1,"b":2}'], ["{}"]),
+        ({"prefixItems": {"type": "integer"}}, ["[]", "[1,2]"], ['["a"]']),
+        ({"type": "integer", "minimum": 0, "maximum": 18446744073709551615}, ["0", "18446744073709551615"],
+         ["18446744073709551616", "-1"]),
+        ({"description": "whatever"}, ["{}", "1", "null"], ["x"]),
         ({}, ["{}", '{"any": [1, null]}'], ["1", "[]"]),
         (True, ["{}", "1", '["a"]'], ["x"]),
         ('{"type": "boolean"}', ["true"], ["1"]),
@@ -228,14 +250,24 @@ def test_a_schema_means_what_it_says(schema: Any, yes: list[str], no: list[str])
         ({"type": "array", "contains": {}}, "contains"),
         ({"type": "integer", "multipleOf": 5}, "multipleOf"),
         ({"type": "object", "patternProperties": {"^a": {}}}, "patternProperties"),
-        ({"type": "object", "minProperties": 2}, "minProperties"),
+        ({"type": "object", "properties": {"a": {}, "b": {}}, "minProperties": 2}, "minProperties"),
+        ({"type": "object", "properties": {"a": {}, "b": {}}, "maxProperties": 1}, "maxProperties"),
+        ({"type": "object", "additionalProperties": False, "minProperties": 1}, "number of properties"),
         ({"if": {}, "then": {}}, "if cannot be enforced"),
-        ({"type": "string", "format": "iri"}, "the format 'iri' is not understood"),
+        ({"type": "string", "format": "colour"}, "the format 'colour' is not understood"),
         ({"type": "string", "pattern": "(?=a)"}, "(?= is not understood"),
         ({"type": "string", "pattern": "a\\b"}, "\\b is not understood"),
         ({"type": "string", "pattern": "[a"}, "not closed"),
         ({"type": "string", "pattern": "*"}, "nothing that *"),
-        ({"type": "string", "pattern": "^a*$", "minLength": 3}, "pattern or format together with minLength"),
+        ({"type": "string", "pattern": "^a*b*$", "minLength": 3}, "pattern or format together with minLength"),
+        ({"type": "string", "pattern": "^ab*$", "maxLength": 0}, "no string of its pattern"),
+        ({"type": "string", "pattern": "^a{20000}$"}, "repeats 10000 times at most (at #)"),
+        ({"type": "string", "pattern": "\\ud83d"}, "half of a surrogate pair"),
+        ({"type": "string", "pattern": "\\ud83d\\u0041"}, "half of a surrogate pair"),
+        ({"const": "\ud800"}, "is not JSON"),
+        ({"anyOf": [{"$ref": "#"}, {"type": "null"}]}, "refers back to itself without an object or array between"),
+        ({"properties": {"a": {"$ref": "#/properties/b"}, "b": {"$ref": "#/properties/a"}}},
+         "refers back to itself without an object or array between (at #/properties/a)"),
         ({"$ref": "https://example.org/schema"}, "only places within the schema"),
         ({"$ref": "#/$defs/none"}, "nothing at that place"),
         ({"$ref": "#"}, "refers back to itself"),
