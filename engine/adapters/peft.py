@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -51,6 +51,10 @@ _KEY = re.compile(
 )
 
 
+_COPY = re.compile(r"(?:base_model\.model\.)?(?P<module>.+?)\.base_layer\.weight")
+"""The model's own weights below an adapter; PEFT saves them where it acts on the embedding or the output."""
+
+
 @dataclass(frozen=True)
 class Config:
     """adapter_config.json, checked."""
@@ -65,6 +69,7 @@ class Config:
     excluded: tuple[str, ...]
     layers: frozenset[int] | None
     base_model: str
+    tied: bool
 
     def rank_of(self, module: str) -> int:
         return self.rank_pattern.get(_matching(self.rank_pattern, module, self.path), self.rank)
@@ -99,7 +104,8 @@ def read_peft_adapter(path: Path) -> Adapter:
     file = SafetensorsFile(weights)
     halves: dict[tuple[str, int | None], dict[str, Array]] = {}  # by tensor, and by expert where it is a stack
     modules: dict[tuple[str, int | None], str] = {}
-    for key in file.tensors:
+    copies = {key for key in file.tensors if _COPY.fullmatch(key)}
+    for key in (key for key in file.tensors if key not in copies):
         module, half, embedding = _split(weights, key)
         name, expert = _tensor(weights, key, module), expert_of(module)
         if embedding != (name == "token_embd"):
@@ -134,6 +140,8 @@ def read_peft_adapter(path: Path) -> Adapter:
             matrices[name] = low
         else:
             stacks.setdefault(name, {})[expert] = low
+    copied = _copied(file, copies, modules, halves)
+    _check_tied(config, modules.values())
     matrices |= {name: stacked(weights, name, experts) for name, experts in stacks.items()}
     info = describe(
         path,
@@ -143,10 +151,42 @@ def read_peft_adapter(path: Path) -> Adapter:
         architecture="",
         base_model=config.base_model,
         alpha=config.alpha,
-        size_bytes=sum(entry.end - entry.begin for entry in file.tensors.values()),
-        notes=_notes(config, list(modules.values())),
+        size_bytes=sum(entry.end - entry.begin for key, entry in file.tensors.items() if key not in copies),
+        notes=(*_notes(config, list(modules.values())), *_copy_notes(copied)),
     )
     return Adapter(info, matrices, from_peft=True)
+
+
+def _copied(
+    file: SafetensorsFile,
+    copies: set[str],
+    modules: Mapping[tuple[str, int | None], str],
+    halves: Mapping[tuple[str, int | None], Mapping[str, Array]],
+) -> list[str]:
+    """The modules whose own weights the file repeats. Raises AdapterError for weights that belong to no LoRA of it."""
+    places = {module: place for place, module in modules.items()}
+    found = []
+    for key in sorted(copies):
+        match = _COPY.fullmatch(key)
+        module = match["module"] if match else key
+        if module not in places:
+            _split(file.path, key.replace(".base_layer", ""))
+        name, _ = places[module]
+        a, b = (halves[places[module]][half] for half in ("A", "B"))
+        own = (len(a), len(b)) if name == "token_embd" else (len(b), a.shape[-1])
+        if file.tensors[key].shape != own:
+            raise AdapterError(
+                f"{file.path.name} repeats the weights of {module!r} with the shape {list(file.tensors[key].shape)}, "
+                f"but its LoRA is for {' x '.join(map(str, own))}.",
+                DAMAGED,
+            )
+        found.append(module)
+    return found
+
+
+def _copy_notes(modules: Sequence[str]) -> tuple[str, ...]:
+    names = ", ".join(module.rpartition(".")[2] for module in modules)
+    return (f"It repeats the model's own weights of {names}, which are not read.",) if modules else ()
 
 
 def _split(path: Path, key: str) -> tuple[str, str, bool]:
@@ -193,6 +233,16 @@ def _check_wanted(config: Config, path: Path, module: str) -> None:
     if _ends_with_one_of(module, config.excluded):
         raise AdapterError(
             f"{path.name} holds tensors for {module!r}, which exclude_modules in {CONFIG} leaves out.", DAMAGED
+        )
+
+
+def _check_tied(config: Config, modules: Iterable[str]) -> None:
+    ends = {module.rpartition(".")[2] for module in modules} & {"embed_tokens", "lm_head"}
+    if config.tied and len(ends) == 1:
+        raise AdapterError(
+            f"{config.path.name} asks for ensure_weight_tying: what the adapter learned of {ends.pop()} acts on "
+            "embedding and output, but its file holds it for one of them only.",
+            MERGE,
         )
 
 
@@ -245,6 +295,7 @@ def read_config(path: Path) -> Config:
         excluded=_excluded(path, config.get("exclude_modules")),
         layers=_layers(path, config.get("layers_to_transform")),
         base_model=base if isinstance(base, str) else "",
+        tied=_flag(path, config, "ensure_weight_tying"),
     )
 
 

@@ -154,3 +154,30 @@ def test_other_files_are_told_apart(folder: Path, tmp_path: Path) -> None:
     assert not is_adapter(tmp_path / "notes.txt")
     with pytest.raises(AdapterError, match="no adapter that Realm knows"):
         read_adapter(tmp_path / "notes.txt")
+
+
+def test_the_models_own_weights_below_an_adapter_are_passed_over(folder: Path) -> None:
+    """PEFT saves them, too, where an adapter acts on the embedding or the output."""
+    shapes = {**SMALL, "lm_head": (6, 8)}
+    tensors = {}
+    for module in ("model.embed_tokens", "lm_head"):
+        tensors[f"base_model.model.{module}.base_layer.weight"] = np.ones((6, 8), np.float32)
+    write_peft(folder, shapes, extra=tensors)
+    adapter = read_adapter(folder)
+    assert set(adapter.matrices) == {"blk.0.attn_q", "token_embd", "output"}
+    assert adapter.info.notes == ("It repeats the model's own weights of lm_head, embed_tokens, which are not read.",)
+    write_peft(folder, SMALL, extra=tensors)
+    with pytest.raises(AdapterError, match="lm_head.weight' whole"):
+        read_adapter(folder)
+    tensors["base_model.model.lm_head.base_layer.weight"] = np.ones((7, 8), np.float32)
+    write_peft(folder, shapes, extra=tensors)
+    with pytest.raises(AdapterError, match=r"shape \[7, 8\], but its LoRA is for 6 x 8"):
+        read_adapter(folder)
+
+
+def test_tied_embeddings_of_which_the_file_holds_one_are_refused(folder: Path) -> None:
+    write_peft(folder, SMALL, ensure_weight_tying=True)
+    with pytest.raises(AdapterError, match="ensure_weight_tying: what the adapter learned of embed_tokens"):
+        read_adapter(folder)
+    write_peft(folder, {**SMALL, "lm_head": (6, 8)}, ensure_weight_tying=True)
+    assert "output" in read_adapter(folder).matrices

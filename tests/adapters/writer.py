@@ -62,9 +62,11 @@ def write_peft(
     alpha: float = 8.0,
     seed: int = 0,
     size: float = 0.3,
+    extra: Mapping[str, NDArray[Any]] | None = None,
     **config: Any,
 ) -> Path:
-    """shapes: module -> (rows, columns) of the matrix that it acts on. size: of what is added, beside a typical y."""
+    """shapes: module -> (rows, columns) of the matrix that it acts on. size: of what is added, beside a typical y.
+    extra: further tensors of the file."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(seed)
     tensors = {}
@@ -78,7 +80,7 @@ def write_peft(
             names = ("lora_A.weight", "lora_B.weight")
         for name, values in zip(names, (a, b), strict=True):
             tensors[f"base_model.model.{module}.{name}"] = values.astype(np.float32)
-    write_safetensors(folder / "adapter_model.safetensors", tensors)
+    write_safetensors(folder / "adapter_model.safetensors", {**tensors, **(extra or {})})
     targets = sorted({module.rpartition(".")[2] for module in shapes})
     settings = {
         "peft_type": "LORA",
