@@ -6,6 +6,12 @@
 #define VECTORS 1
 #endif
 
+#if N * VECTORS * FACTOR_SUMS <= 8 // a product takes as long as seven others need to begin
+#define CHAINS 2
+#else
+#define CHAINS 1
+#endif
+
 #define EACH_QUERY _Pragma("unroll") for (int u = 0; u < N; u++)
 #define EACH_VECTOR _Pragma("unroll") for (int i = 0; i < VECTORS; i++)
 
@@ -17,12 +23,9 @@ static inline __attribute__((always_inline)) void B(scores_of)(
     const long at_scales = code_bytes(head_width);
     const __private Query *q = s->q + j;
     __private float *p = s->p + j * SPAN + POSITIONS * k;
-    EACH_QUERY _Pragma("unroll") for (int x = 0; x < blocks * POSITIONS; x += 16)
-        *(__private float16 *)(p + u * SPAN + x) = (float16)(0.0f);
     for (int part = 0; part < 2; part += VECTORS)
         for (int g = 0; 32 * g < head_width; g++) {
             int16 dot[N][2 * VECTORS][FACTOR_SUMS];
-            ask_ahead(s);
             EACH_QUERY _Pragma("unroll") for (int i = 0; i < 2 * VECTORS; i++)
             {
                 dot[u][i][0] = (int16)(0);
@@ -31,6 +34,7 @@ static inline __attribute__((always_inline)) void B(scores_of)(
             // not unrolled: registers would not suffice for all that would be loaded first
             _Pragma("nounroll") for (int e = 0; e < CODE_BITS; e++)
             {
+                ask_ahead(s, LINES_OF_SCORES(N));
 #if KV_TYPE == KV_Q8_0
                 Four x[N];
                 EACH_QUERY x[u] = four(q[u].factors, factors, 8 * g + e);
@@ -67,7 +71,8 @@ static inline __attribute__((always_inline)) void B(scores_of)(
                 EACH_QUERY
                 {
                     __private float16 *sum = (__private float16 *)(p + u * SPAN + POSITIONS * (i / VECTORS) + lanes);
-                    *sum += to_float(dot_total(dot[u][i], FACTOR_SUMS)) * (scale * q[u].scales[g]);
+                    const float16 before = g ? *sum : (float16)(0.0f);
+                    *sum = to_float(dot_total(dot[u][i], FACTOR_SUMS)) * (scale * q[u].scales[g]) + before;
                 }
             }
         }
@@ -100,13 +105,15 @@ static inline __attribute__((always_inline)) void B(values)(
     const int from = a->window ? position_of(a, j) - a->window + 1 - s->start : 0;
     const int first = max(s->first, max(from, 0) / POSITIONS);
     for (int part = 0; part < 2; part += VECTORS) {
-        int16 dot[N][VECTORS][FACTOR_SUMS];
-        EACH_QUERY EACH_VECTOR _Pragma("unroll") for (int x = 0; x < FACTOR_SUMS; x++) dot[u][i][x] = (int16)(0);
+        int16 dot[CHAINS][N][VECTORS][FACTOR_SUMS];
+        _Pragma("unroll") for (int c = 0; c < CHAINS; c++)
+            EACH_QUERY EACH_VECTOR _Pragma("unroll") for (int x = 0; x < FACTOR_SUMS; x++) dot[c][u][i][x] = (int16)(0);
         for (int k = first; k < last; k++) {
-            ask_ahead(s);
             const int quad = 16 * (k / 2) + QUAD(k % 2 * 2, 0);
             // not unrolled: registers would not suffice for all that would be loaded first
             _Pragma("nounroll") for (int j4 = 0; j4 < 4; j4++)
+            {
+                ask_ahead(s, LINES_OF_VALUES(N));
                 _Pragma("unroll") for (int i16 = 0; i16 < 2; i16++)
                 {
                     const int e = 4 * i16 + j4;
@@ -121,18 +128,25 @@ static inline __attribute__((always_inline)) void B(values)(
                         const int at = (e * groups + g) * 128 + 64 * (part + i);
                         const Codes codes = codes_of(load_int16(vt[k] + at));
 #else
-                        const Codes codes = codes_of((part + i ? bytes >> 4 : bytes) & 0x0f0f0f0f);
+                        const Codes codes = codes_of(bytes & (part + i ? HIGH_CODES : LOW_CODES));
 #endif
-                        EACH_QUERY dot_codes(dot[u][i], FACTOR_SUMS, codes, w[u]);
+                        EACH_QUERY dot_codes(dot[i16 % CHAINS][u][i], FACTOR_SUMS, codes, w[u]);
                     }
                 }
+            }
         }
         EACH_QUERY EACH_VECTOR
-            if (2 * g + part + i < vectors)
-                s->acc[(j + u) * vectors + 2 * g + part + i] += to_float(dot_total(dot[u][i], FACTOR_SUMS)) * s->weight_scales[j + u];
+            if (2 * g + part + i < vectors) {
+                int16 sum = dot_total(dot[0][u][i], FACTOR_SUMS);
+                if (CHAINS > 1)
+                    sum += dot_total(dot[CHAINS - 1][u][i], FACTOR_SUMS);
+                const float scale = s->weight_scales[j + u] * (KV_TYPE == KV_Q4_0 && part + i ? 0.0625f : 1.0f);
+                s->acc[(j + u) * vectors + 2 * g + part + i] += to_float(sum) * scale;
+            }
     }
 }
 
 #undef VECTORS
+#undef CHAINS
 #undef EACH_QUERY
 #undef EACH_VECTOR

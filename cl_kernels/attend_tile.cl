@@ -180,7 +180,6 @@ static void attend_tile(const Attend *a)
     s.weight_scales = weight_scales;
     s.shares = shares;
     SpanAhead ahead;
-    ahead.lines = lines_ahead(a);
     s.ahead = &ahead;
     s.offsets = offsets_sums;
     for (int i = 0; i < all * ((vectors + 1) / 2); i++)
@@ -217,8 +216,7 @@ static void attend_tile(const Attend *a)
         }
         s.start = start;
 #if KV_TYPE != KV_F16
-        ahead.piece = 0;
-        ahead.at = ahead.end = 0;
+        look_ahead(&s);
 #endif
         s.first = max(0, a->first - start) / POSITIONS;
         s.last = min(SPAN_BLOCKS, (a->last - start + POSITIONS - 1) / POSITIONS);

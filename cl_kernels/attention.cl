@@ -130,13 +130,20 @@ typedef struct {
 #define FETCH_AHEAD (32 << 10) // bytes of the cache that are asked for before they are used
 #define SPAN (SPAN_BLOCKS * POSITIONS)
 
+#if KV_TYPE == KV_Q4_0
+#define ROUGH_WEIGHTS 1 // they have 8 bits
+#else
+#define ROUGH_WEIGHTS 0
+#endif
+
 #if KV_TYPE != KV_F16
 // What the next span reads is asked for a little at a time, wherever this one computes: so the memory always has something
 // to do, and never more than the processor can wait for.
-typedef struct SpanAhead {
-    int piece;                 // of the next span: keys of its blocks, then their values
-    int lines;                 // to ask for at a time
+typedef struct {
+    int piece;                      // of the next span: keys of its blocks, then their values
     const __global uchar *at, *end; // what is left of the piece
+    long more;                      // all bits, or none where there is nothing left to ask for
+    const __global uchar *begins[2 * SPAN_BLOCKS + 1], *ends[2 * SPAN_BLOCKS + 1];
 } SpanAhead;
 #endif
 
@@ -199,45 +206,57 @@ static inline const __global uchar *ahead_of(const Span *s, int k, int values, i
 #define MOST_BLOCKS 1
 #endif
 
-static inline void next_piece(const Span *s)
+// Finds where the pieces of the span after this one lie.
+static inline void look_ahead(const Span *s)
 {
     const Attend *a = s->a;
     __private SpanAhead *x = s->ahead;
-    const int piece = x->piece++;
-    int block = s->start / POSITIONS + piece % SPAN_BLOCKS, first = a->kv_head;
+    int block = s->start / POSITIONS, first = a->kv_head, pieces = 0;
     go_on(s, &block, &first);
+    const int blocks = min(SPAN_BLOCKS, (a->end + POSITIONS - 1) / POSITIONS - block);
+    for (int values = 0; values < 2; values++)
+        for (int k = 0; k < blocks; k++, pieces++) {
+            const long at = (long)a->block_table[block + k] * a->kv_heads + first;
+            const long size = values ? value_bytes(a->value_width) : key_bytes(a->head_width);
+            x->begins[pieces] = (values ? a->values : a->keys) + at * size;
+            x->ends[pieces] = x->begins[pieces] + a->together * size;
+        }
+    x->begins[pieces] = a->keys;
+    x->ends[pieces] = 0;
+    x->piece = 0;
+    x->more = -1;
     x->at = x->end = a->keys;
-    if (piece >= 2 * SPAN_BLOCKS || POSITIONS * block >= a->end)
-        return;
-    const long at = (long)a->block_table[block] * a->kv_heads + first;
-    const long size = piece < SPAN_BLOCKS ? key_bytes(a->head_width) : value_bytes(a->value_width);
-    x->at = (piece < SPAN_BLOCKS ? a->keys : a->values) + at * size;
-    x->end = x->at + a->together * size;
 }
 
-static inline void ask_ahead(const Span *s)
+// Asks for some more cache lines; what is asked for behind a piece's end does no harm.
+static inline __attribute__((always_inline)) void ask_ahead(const Span *s, int lines)
 {
     __private SpanAhead *x = s->ahead;
     const __global uchar *at = x->at;
-    if (at >= x->end) {
-        next_piece(s);
-        at = x->at;
+    if (at >= x->end && x->more) {
+        const int piece = x->piece++;
+        at = x->begins[piece];
+        x->end = x->ends[piece];
+        x->more = x->end ? -1 : 0;
     }
-    for (int i = 0; i < x->lines; i++, at += 64)
-        FETCH(at);
-    x->at = at;
+#define ASK(i) (lines > i ? FETCH(at + 64 * i) : (void)0)
+    ASK(0), ASK(1), ASK(2), ASK(3), ASK(4), ASK(5), ASK(6), ASK(7), ASK(8), ASK(9), ASK(10), ASK(11); // a loop stays one
+#undef ASK
+    x->at = at + (64 * lines & x->more);
 }
 
-// How many lines to ask for at a time, so that all that a span of a tile reads is asked for in the course of one.
-static inline int lines_ahead(const Attend *a)
-{
-    const int queries = a->rows * a->heads * a->together;
-    const int asked = a->together * (SPAN_BLOCKS / MOST_BLOCKS * (padded32(a->head_width) / 32)
-                                     + padded32(a->value_width) / 32 * SPAN_BLOCKS)
-                      + queries * (1 + padded32(a->value_width) / 32);
-    const int bytes = SPAN_BLOCKS * a->together * (int)(key_bytes(a->head_width) + value_bytes(a->value_width));
-    return bytes / 64 / asked + 1;
-}
+// Lines to ask for at a time: so many that a span's are asked for in the course of one by a single head's query too.
+#if KV_TYPE == KV_Q4_0
+#define LINES_OF_SCORES(n) ((n) < 3 ? 4 : 3)
+#define LINES_OF_VALUES(n) ((n) < 3 ? 2 : 1)
+#define LINES_OF_EXPONENTIALS 12
+#define LINES_OF_WEIGHTS 5
+#else
+#define LINES_OF_SCORES(n) 4
+#define LINES_OF_VALUES(n) ((n) < 3 ? 4 : 2)
+#define LINES_OF_EXPONENTIALS 12
+#define LINES_OF_WEIGHTS 8
+#endif
 
 #endif
 
@@ -301,7 +320,7 @@ static inline void soften(const Span *s, int queries)
     }
     for (int i = 0; i < queries; i++) {
 #if KV_TYPE != KV_F16
-        ask_ahead(s);
+        ask_ahead(s, LINES_OF_EXPONENTIALS);
 #endif
         __private float *p = s->p + i * SPAN;
         float16 total = (float16)(0.0f);
@@ -314,14 +333,14 @@ static inline void soften(const Span *s, int queries)
             const float steepness = a->scale * LOG2E;
             _Pragma("unroll") for (int x = 0; x < SPAN; x += 16)
             {
-                const float16 e = exp2_16(*(const __private float16 *)(p + x) * steepness - base);
+                const float16 e = exp2_by(*(const __private float16 *)(p + x) * steepness - base, ROUGH_WEIGHTS);
                 *(__private float16 *)(p + x) = e;
                 total += e;
             }
         } else {
             for (int x = POSITIONS * s->first; x < POSITIONS * s->last; x += 16) {
                 const float16 v = *(const __private float16 *)(p + x);
-                const float16 e = v == -INFINITY ? (float16)(0.0f) : exp2_16(v - base);
+                const float16 e = v == -INFINITY ? (float16)(0.0f) : exp2_by(v - base, ROUGH_WEIGHTS);
                 *(__private float16 *)(p + x) = e;
                 total += e;
             }

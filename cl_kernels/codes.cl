@@ -73,6 +73,10 @@ static inline __attribute__((always_inline)) Codes codes_of(int16 bytes)
 }
 #endif
 
+// Of bytes that hold two codes of 4 bits: the second one stays where it is, times 16
+#define LOW_CODES 0x0f0f0f0f
+#define HIGH_CODES ((int)0xf0f0f0f0)
+
 // sums: `count` of them
 static inline __attribute__((always_inline)) void dot_codes(__private int16 *sums, int count, Codes c, Four x)
 {
@@ -158,12 +162,26 @@ static inline float largest_scale(const Span *s, int g, long offset)
 }
 
 #if defined(ONE_BYTE) && defined(REALM_DOT_VNNI512)
-// As put_64, of numbers with eight bits behind the point; returns their sums.
+// As put_64, of numbers with eight bits behind the point, to whose bits WEIGHT_MAGIC_BITS are added; returns their sums.
 static inline __attribute__((always_inline)) int16 put_bytes(const __private int16 *n, __private uchar *factors)
 {
-    const v32hi low = __builtin_ia32_packssdw512(__builtin_astype(n[0], v16si), __builtin_astype(n[1], v16si));
-    const v32hi high = __builtin_ia32_packssdw512(__builtin_astype(n[2], v16si), __builtin_astype(n[3], v16si));
+#ifdef __AVX512VBMI__
+    // the second bytes, in the order in which packing leaves them
+#define SECOND(i) 16 * i + 1, 16 * i + 5, 16 * i + 9, 16 * i + 13, 16 * i + 65, 16 * i + 69, 16 * i + 73, 16 * i + 77
+#define NONE 0, 0, 0, 0, 0, 0, 0, 0
+    const v64qi low = {SECOND(0), NONE, SECOND(1), NONE, SECOND(2), NONE, SECOND(3), NONE};
+    const v64qi high = {NONE, SECOND(0), NONE, SECOND(1), NONE, SECOND(2), NONE, SECOND(3)};
+#undef SECOND
+#undef NONE
+    const v64qi a = __builtin_ia32_vpermi2varqi512(__builtin_astype(n[0], v64qi), low, __builtin_astype(n[1], v64qi));
+    const v64qi b = __builtin_ia32_vpermi2varqi512(__builtin_astype(n[2], v64qi), high, __builtin_astype(n[3], v64qi));
+    const v64qi bytes = __builtin_ia32_selectb_512(0xff00ff00ff00ff00ul, b, a);
+#else
+    const int16 bits = (int16)(WEIGHT_MAGIC_BITS);
+    const v32hi low = __builtin_ia32_packssdw512(__builtin_astype(n[0] - bits, v16si), __builtin_astype(n[1] - bits, v16si));
+    const v32hi high = __builtin_ia32_packssdw512(__builtin_astype(n[2] - bits, v16si), __builtin_astype(n[3] - bits, v16si));
     const v64qi bytes = __builtin_ia32_packsswb512(low >> 8, high >> 8);
+#endif
     *(__private v64qi *)factors = bytes;
     return __builtin_astype(__builtin_ia32_vpdpbusd512(__builtin_astype((int16)(0), v16si),
                                                        __builtin_astype((int16)(0x01010101), v16si),
@@ -175,8 +193,9 @@ static inline int16 put_bytes(const __private int16 *n, __private uchar *factors
 {
     int16 sum = (int16)(0);
     for (int i = 0; i < 4; i++) {
-        sum += n[i] >> 8;
-        *(__private uchar16_unaligned *)(factors + 16 * i) = __builtin_convertvector(n[i] >> 8, uchar16);
+        const int16 whole = (n[i] - WEIGHT_MAGIC_BITS) >> 8;
+        sum += whole;
+        *(__private uchar16_unaligned *)(factors + 16 * i) = __builtin_convertvector(whole, uchar16);
     }
     return sum;
 }
@@ -189,12 +208,11 @@ static inline __attribute__((always_inline)) void put_weights(const Span *s, int
     _Pragma("unroll") for (int part = 0; part < SPAN / 64; part++)
     {
         int16 n[4];
-        _Pragma("unroll") for (int k = 0; k < 4; k++)
-            n[k] = __builtin_astype(w[4 * part + k], int16) - WEIGHT_MAGIC_BITS;
+        _Pragma("unroll") for (int k = 0; k < 4; k++) n[k] = __builtin_astype(w[4 * part + k], int16);
 #ifdef ONE_BYTE
         sum += put_bytes(n, s->weights + i * 2 * SPAN + 64 * part);
 #else
-        _Pragma("unroll") for (int k = 0; k < 4; k++) sum += n[k];
+        _Pragma("unroll") for (int k = 0; k < 4; k++) sum += n[k] -= WEIGHT_MAGIC_BITS;
         put_64(n, s->weights + i * 2 * SPAN, SPAN, 64 * part);
 #endif
     }
@@ -231,7 +249,7 @@ static inline __attribute__((always_inline)) void weigh(
     float16 scales[2 * SPAN_BLOCKS], w[2 * SPAN_BLOCKS];
     int known = 0;
     for (int i = j; i < j + queries; i++) {
-        ask_ahead(s);
+        ask_ahead(s, LINES_OF_WEIGHTS);
         if (!sees_all(s, i)) {
             weigh_seen(s, i, g, vt);
             continue;

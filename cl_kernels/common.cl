@@ -31,7 +31,7 @@ typedef float v8sf __attribute__((vector_size(32)));
 #ifdef __clang__
 #define FETCH(p) __builtin_prefetch((const __private void *)(size_t)(p))
 #else
-#define FETCH(p)
+#define FETCH(p) (void)(p)
 #endif
 
 // Integer products. Activations have 15 bits (prepare.cl), which two forms hold:
@@ -259,8 +259,9 @@ static inline __attribute__((always_inline)) float16 exp16(float16 x)
     return p * __builtin_astype(e, float16);
 }
 
-// 2^x, relative error below 2e-7; anything under -126 gives a number below 2e-38. x is at most 127.
-static inline __attribute__((always_inline)) float16 exp2_16(float16 x)
+// 2^x, relative error below 2e-7, or 8e-5 where it may be rough; anything under -126 gives a number below 2e-38. x is at
+// most 127.
+static inline __attribute__((always_inline)) float16 exp2_by(float16 x, int rough)
 {
 #ifdef REALM_F16_AVX512
     const float16 r = __builtin_astype(
@@ -271,12 +272,20 @@ static inline __attribute__((always_inline)) float16 exp2_16(float16 x)
     const float16 t = (x - 0.5f) + 12582912.0f; // has that whole number in its lowest bits
     const float16 r = x - (t - 12582912.0f);
 #endif
-    float16 p = (float16)(1.867130174e-3f);
-    p = p * r + 9.017030032e-3f;
-    p = p * r + 5.579991339e-2f;
-    p = p * r + 2.401644500e-1f;
-    p = p * r + 6.931513118e-1f;
-    p = p * r + 1.0f;
+    float16 p;
+    if (rough) {
+        p = (float16)(7.802453711e-02f);
+        p = p * r + 2.260671992e-01f;
+        p = p * r + 6.958334891e-01f;
+        p = p * r + 9.999252276e-01f;
+    } else {
+        p = (float16)(1.867130174e-3f);
+        p = p * r + 9.017030032e-3f;
+        p = p * r + 5.579991339e-2f;
+        p = p * r + 2.401644500e-1f;
+        p = p * r + 6.931513118e-1f;
+        p = p * r + 1.0f;
+    }
 #ifdef REALM_F16_AVX512
     return __builtin_astype(__builtin_ia32_scalefps512_mask(__builtin_astype(p, v16sf), __builtin_astype(x, v16sf),
                                                             __builtin_astype(p, v16sf), (ushort)0xffff, 4),
@@ -285,6 +294,8 @@ static inline __attribute__((always_inline)) float16 exp2_16(float16 x)
     return __builtin_astype(__builtin_astype(p, int16) + (__builtin_astype(t, int16) << 23), float16);
 #endif
 }
+
+static inline __attribute__((always_inline)) float16 exp2_16(float16 x) { return exp2_by(x, 0); }
 
 static inline __attribute__((always_inline)) float sum16(float16 v)
 {
