@@ -38,7 +38,7 @@ from engine.drafts.fit import check_draft_file, compare_vocabularies
 from engine.drafts.loaded import LoadedDraft, LoadedLayer, draft_options
 from engine.errors import DeviceError, ModelFileError, OutOfMemoryError, RealmError, RequestError
 from engine.job import Job, JobCancelled
-from engine.request import message_tokens, text_tokens
+from engine.request import check_parallel, message_tokens, text_tokens
 from engine.serving import Serving
 from engine.stream import Stream
 from engine.tokenizer import Tokenizer
@@ -130,10 +130,9 @@ class Engine:
         """Queues a request that is answered n times; the prompt is computed once for all of them.
 
         The first answer is the one that `submit` would give; the others have seeds derived from the request's. What
-        is wrong with the request arrives as Failed in every stream. Raises RequestError when n is below 1.
+        is wrong with the request arrives as Failed in every stream. Raises RequestError for an n that cannot be.
         """
-        if n < 1:
-            raise RequestError(f"{n} answers were asked for.", "Ask for at least one.")
+        check_parallel(n)
         streams, submitted = [Stream() for _ in range(n)], perf_counter()
 
         def take() -> None:

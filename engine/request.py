@@ -17,6 +17,8 @@ from engine.sampling.params import is_integer
 from engine.tokenizer import Tokenizer
 
 MOST_LOGPROBS = 1000
+MOST_PARALLEL = 1024
+"""Answers to one prompt together."""
 
 
 def check_request(request: GenerateRequest) -> None:
@@ -92,6 +94,12 @@ def _check_draft_options(draft: Any) -> None:
     low: Any = draft.min_probability
     if isinstance(low, bool) or not isinstance(low, Real) or not 0 <= float(low) <= 1:
         raise RequestError(f"min_probability is {low!r}, but it has to be a number from 0 to 1.")
+
+
+def check_parallel(n: int) -> None:
+    """Raises RequestError for a number of answers that nobody can ask for."""
+    if not 1 <= n <= MOST_PARALLEL:
+        raise RequestError(f"{n} answers were asked for.", f"Ask for 1 to {MOST_PARALLEL}.")
 
 
 def parallel_request(request: GenerateRequest, number: int) -> GenerateRequest:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from app.cli.answers import answer_request
-from app.cli.input import file_text
+from app.cli.input import form_text
 from app.cli.models import loaded_engine, model_path
 from app.cli.options import grammar_text, schema_of
 from app.cli.terminal import ProgressBar, printable, write_json
@@ -98,9 +98,9 @@ def run_grammar(args: argparse.Namespace) -> int:
 def _form(args: argparse.Namespace) -> dict[str, Any]:
     """What answers have to match, as fields of a request. Raises RequestError where that is none."""
     if args.json_schema is not None:
-        return {"json_schema": schema_of({"json_schema": file_text(args.json_schema)})}
+        return {"json_schema": schema_of({"json_schema": form_text(args.json_schema)})}
     if args.grammar != BUILT_IN:
-        return {"grammar": grammar_text({"grammar": file_text(args.grammar)})}
+        return {"grammar": grammar_text({"grammar": form_text(args.grammar)})}
     return {"json_schema": SCHEMA}
 
 

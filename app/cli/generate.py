@@ -22,6 +22,7 @@ from app.cli.options import (
 from app.cli.stream_options import add_stream_arguments, tell_sessions
 from app.cli.terminal import write_answer, write_json
 from engine.errors import RequestError
+from engine.request import check_parallel
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,6 +61,7 @@ LEAST_CONTEXT = 512
 
 
 def run(args: argparse.Namespace) -> int:
+    check_parallel(args.parallel)
     options, draft = given_options(args), draft_options(args)
     if isinstance(options.get("messages"), Path):
         options["messages"] = messages_file(options["messages"])["messages"]

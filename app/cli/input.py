@@ -41,7 +41,7 @@ def whole_text(text: str) -> str:
 
 
 def file_text(path: Path) -> str:
-    """The UTF-8 text of a file; RequestError when there is none."""
+    """The UTF-8 text of a file as it is; RequestError when there is none."""
     if path.is_dir():
         raise RequestError(f"{path} is a folder, not a file.")
     if not path.exists():
@@ -49,9 +49,14 @@ def file_text(path: Path) -> str:
     return decoded(path.read_bytes(), str(path))
 
 
+def form_text(path: Path) -> str:
+    """The text of a grammar or a schema, without the mark that some editors put before a text."""
+    return file_text(path).removeprefix("\ufeff")
+
+
 def parsed_json(text: str, source: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text.removeprefix("\ufeff"))
     except json.JSONDecodeError as error:
         raise RequestError(f"{source} is not JSON: {error.msg} (line {error.lineno}, column {error.colno}).") from None
     except (RecursionError, ValueError):

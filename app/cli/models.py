@@ -35,6 +35,8 @@ def model_path(name: str) -> Path:
         if installed is None:
             raise RequestError("The starter model is not on this machine yet.", "`realm fetch-starter` brings it.")
         return installed
+    if not name:
+        raise RequestError("The path of a model is empty.", "Give that of a GGUF file, or the name starter.")
     path = Path(name).expanduser()
     if path.is_dir():
         models = sorted(path.glob("*.gguf"))

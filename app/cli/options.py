@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from app.cli.input import checked_messages, file_text, token_ids, whole_text
+from app.cli.input import checked_messages, form_text, token_ids, whole_text
 from app.cli.stream_options import context_policy, session_path
 from engine.api import KV_TYPES, AdapterUse, GenerateRequest, SamplingParams
 from engine.errors import RequestError
@@ -232,7 +232,7 @@ def given_options(args: argparse.Namespace) -> dict[str, Any]:
     given = {name: value for name, value in vars(args).items() if name in REQUEST_NAMES and value is not None}
     for name in ("grammar", "json_schema"):
         if isinstance(given.get(name), Path):
-            given[name] = file_text(given[name])
+            given[name] = form_text(given[name])
     return given
 
 

@@ -14,6 +14,7 @@ from app.cli.stream_options import add_stream_arguments, tell_sessions
 from app.cli.terminal import say, write_answer
 from engine.embedding import cannot_chat
 from engine.errors import RequestError
+from engine.request import check_parallel
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
     text = _prompt(args.text)
     if not text.strip():
         raise RequestError("The prompt is empty.", 'Say something, as in `realm run starter "Hello"`.')
+    check_parallel(args.parallel)
     options, draft = given_options(args), draft_options(args)
     with loaded_engine(
         args.model, args.device, args.context_length, kv_type=args.kv_type, memory_limit=args.memory_limit

@@ -56,7 +56,9 @@ class _Parser:
             )
         for ref in self._refs:
             if ref.name not in self._rules:
-                self._fail(f"there is no rule {ref.name}", ref.place, f"Known are {', '.join(sorted(self._rules))}.")
+                self._fail(
+                    f"there is no rule {ref.name:.80}", ref.place, f"Known are {', '.join(sorted(self._rules)):.500}."
+                )
         return self._rules
 
     # Rules and what they are made of
@@ -66,14 +68,14 @@ class _Parser:
         name = self._name()
         self._space(lines=False)
         if not self._text.startswith("::=", self._at):
-            self._fail(f"::= has to follow the name of the rule {name}")
+            self._fail(f"::= has to follow the name of the rule {name:.80}")
         self._at += 3
         self._space(lines=True)
         body = self._alternatives(nested=False)
         if self._at < len(self._text) and self._peek() not in "\r\n":
             self._fail(f"{self._peek()!r} cannot stand here")
         if name in self._rules:
-            self._fail(f"the rule {name} was defined before, at {self._rules[name].place}", place)
+            self._fail(f"the rule {name:.80} was defined before, at {self._rules[name].place}", place)
         self._rules[name] = Rule(name, body, place)
         self._space(lines=True)
 
@@ -253,7 +255,7 @@ class _Parser:
             return TokenIs(text, negated, place)
         digits = text[2:-2]
         if not text.endswith("]>") or not digits.isdecimal() or not digits.isascii() or len(digits) > 9:
-            self._fail(f"{text} names no token: an id such as <[15]> has to stand here", place)
+            self._fail(f"{text:.80} names no token: an id such as <[15]> has to stand here", place)
         return TokenIs(int(digits), negated, place)
 
     # The text

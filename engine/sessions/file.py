@@ -19,6 +19,7 @@ import contextlib
 import errno
 import json
 import os
+import stat
 import struct
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -62,8 +63,11 @@ class _UnusableError(Exception):
 
 
 def is_foreign(path: Path) -> bool:
-    """Whether something else is kept at `path`, which a session must not take the place of. Raises OSError."""
+    """Whether something else is kept at `path`, which a session must not take the place of: another file, a folder, a
+    device. Raises OSError."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return True  # opening a pipe would wait for its other end
         with path.open("rb") as file:
             start = file.read(len(FAMILY))
     except FileNotFoundError:
@@ -89,6 +93,8 @@ def check_session_path(path: Path) -> None:
 def read_session(path: Path, identity: Identity, keys: Sequence[Key], first: int) -> Restored:
     """The blocks from `first` on that the file has of the chat whose blocks have these keys. Never raises."""
     try:
+        if path.exists() and not path.is_file():
+            raise _UnusableError("it is no ordinary file")
         with path.open("rb") as file:
             start = _check_header(file, identity)
             data, note = _read_blocks(file, start, path.name, identity.block_bytes, keys, first)

@@ -161,6 +161,16 @@ def test_a_grammar_in_a_file_shapes_the_answer(realm: Realm, tiny_model: Path, t
         assert answer["stop_reason"] == "eos"
 
 
+def test_the_mark_that_editors_put_before_a_text_is_no_part_of_a_form(
+    realm: Realm, tiny_model: Path, tmp_path: Path
+) -> None:
+    command = ("generate", "--model", tiny_model, "--prompt", "Once", *GREEDY)
+    (tmp_path / "g").write_text('root ::= "yes"', encoding="utf-8-sig")
+    (tmp_path / "s").write_text('{"const": 1}', encoding="utf-8-sig")
+    assert realm(*command, "--grammar", tmp_path / "g").json["text"] == "yes"
+    assert realm(*command, "--json-schema", tmp_path / "s").json["text"].startswith("1")
+
+
 def test_a_json_schema_shapes_the_answer(realm: Realm, tiny_model: Path, tmp_path: Path) -> None:
     schema = {"type": "object", "properties": {"n": {"type": "integer"}, "ok": {"type": "boolean"}}, "required": ["ok"]}
     file = tmp_path / "schema.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,9 @@ def test_a_session_takes_the_place_of_nothing_else(realm: Realm, tiny_model: Pat
     assert "stays as it is" in realm(*command, file).error
     assert file.read_bytes() == b"no session"
     assert "is a folder" in realm(*command, tmp_path).error
+    if hasattr(os, "mkfifo"):  # a pipe would be waited for, and a device such as /dev/null replaced
+        os.mkfifo(tmp_path / "pipe")
+        assert "stays as it is" in realm(*command, tmp_path / "pipe").error
     line = json.dumps({"prompt_tokens": [5, 6, 7], "session": str(file)})
     [answer] = realm("generate", "--model", tiny_model, *GREEDY, "--jsonl", stdin=line).lines
     assert "stays as it is" in answer["error"]
@@ -72,7 +76,9 @@ def test_parallel_answers(realm: Realm, tiny_model: Path) -> None:
     told = realm(*(part for part in command if part != "--json"), "--parallel", 2)
     assert told.err.count("tokens/s") == 2
     assert "Answer 2 of 2" in told.err
-    assert "0 answers" in realm(*command, "--parallel", 0).err
+    for wrong in (0, -3, 10**8):
+        assert f"{wrong} answers were asked for. Ask for 1 to 1024." in realm(*command, "--parallel", wrong).error
+    assert "0 answers" in realm("generate", "--model", tiny_model, "--jsonl", "--parallel", 0).err
 
 
 @pytest.mark.parametrize(("policy", "tokens"), [("stop", 20), ("shift", 60)])

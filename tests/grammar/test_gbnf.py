@@ -84,6 +84,8 @@ def test_a_grammar_means_what_it_says(grammar: str, yes: list[str], no: list[str
         ("root ::= <two words>", "is no single token of this model (line 1, column 10)"),
         ("root ::= <open", "not closed by > (line 1, column 10)"),
         ("root ::= !", "a token such as"),
+        ("root" * 5000, "has to follow the name of the rule root"),
+        ("root ::= " + "x" * 5000, "there is no rule xxx"),
         ("root ::= " + "(" * 2000, "groups stand inside each other"),
     ],
 )  # fmt: skip
@@ -91,3 +93,4 @@ def test_what_is_wrong_with_a_grammar_is_said_with_its_place(grammar: str, says:
     with pytest.raises(RequestError) as caught:
         CompiledGrammar(grammar, SPELLING, SPELLING.n_vocab)
     assert says in str(caught.value)
+    assert len(str(caught.value)) < 1000

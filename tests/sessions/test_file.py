@@ -73,6 +73,17 @@ def test_a_foreign_file_is_not_used(file: Path, identity: Identity, words: str) 
     assert words in restored.note
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes among its files")
+def test_what_is_no_ordinary_file_is_left_alone(file: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    identity = Identity("model", "layout 1", 40)
+    assert "no ordinary file" in read_session(pipe, identity, KEYS, 0).note
+    with pytest.raises(FileExistsError):
+        write_session(pipe, identity, KEYS[:1], 0, np.zeros((1, 40), np.uint8))
+    assert pipe.is_fifo()
+
+
 def test_another_chat_is_not_used_and_said(file: Path) -> None:
     restored = read_session(file, IDENTITY, [b"z" * 16], 0)
     assert not len(restored.data)
@@ -82,7 +93,7 @@ def test_another_chat_is_not_used_and_said(file: Path) -> None:
 def test_no_file_is_nothing_to_speak_of(tmp_path: Path) -> None:
     restored = read_session(tmp_path / "none", IDENTITY, KEYS, 0)
     assert (len(restored.data), restored.note) == (0, "")
-    assert "could not be read" in read_session(tmp_path, IDENTITY, KEYS, 0).note
+    assert "no ordinary file" in read_session(tmp_path, IDENTITY, KEYS, 0).note
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
