@@ -53,11 +53,15 @@ class Adapter:
         what it adds.
     from_peft: rows of queries and keys are in the order of the transformers library, which GGUF models of some
         architectures permute.
+    parameters: those of the matrices that act on one parameter of all experts (parameters.py), which may be written the
+        other way round, and are where only is_swapped can tell.
     """
 
     info: AdapterInfo
     matrices: Mapping[str, LowRank]
     from_peft: bool
+    parameters: frozenset[str] = frozenset()
+    is_swapped: bool = False
 
 
 def low_rank(path: Path, name: str, a: Array, b: Array, scale: float) -> LowRank:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from engine.adapters.adapter import MERGE, Adapter, LowRank
+from engine.adapters.parameters import fitted
 from engine.api import AdapterInfo
 from engine.errors import AdapterError
 from engine.gguf import GGUFFile
@@ -133,7 +134,12 @@ class AdapterBase:
             )
         linear: dict[Weight, LowRank] = {}
         embedding: dict[Weight, LowRank] = {}
-        for name, low in adapter.matrices.items():
+        shapes = {name: matrix.shape for name, matrix in self.matrices.items()} if adapter.parameters else {}
+        whole: dict[str, LowRank] = {}
+        for name in adapter.parameters:
+            whole |= fitted(name, adapter.matrices[name], shapes, self.architecture, adapter.is_swapped)
+        some = {name: low for name, low in adapter.matrices.items() if name not in adapter.parameters}
+        for name, low in (*some.items(), *whole.items()):
             if name in self.tables:
                 table = self.tables[name]
                 has = (low.a.shape[0], low.b.shape[0]) if low.b.ndim == 2 else low.shape
@@ -141,7 +147,7 @@ class AdapterBase:
                 embedding.update(dict.fromkeys(table.weights, low))
                 continue
             matrix = self._matrix(info, name)
-            if adapter.from_peft:
+            if adapter.from_peft and name not in whole:
                 low = _with_all_experts(low, matrix)
             self._check_shape(info, name, low, low.shape, matrix.shape)
             if matrix.experts:

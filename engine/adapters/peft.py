@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from engine.adapters.adapter import DAMAGED, MAX_ALPHA, MAX_RANK, MERGE, Adapter, Array, LowRank, low_rank, stacked
 from engine.adapters.describe import describe
 from engine.adapters.modules import expert_of, layer_of, tensor_name
+from engine.adapters.parameters import parameters_of, stacks, wrapped_experts
 from engine.adapters.safetensors import SafetensorsFile
 from engine.errors import AdapterError
 
@@ -32,7 +33,6 @@ _VARIANTS = {
     "layer_replication": "layers that are used several times",
     "modules_to_save": "whole trained copies of modules, which replace those of the model",
     "trainable_token_indices": "rows of tokens that replace those of the model",
-    "target_parameters": "parameters that are no modules (often all experts as one), saved without their names",
     "alora_invocation_tokens": "an activated LoRA, which acts from certain tokens on",
     "arrow_config": "a router between adapters",
     "kasa_config": "KaSA",
@@ -66,6 +66,8 @@ class Config:
     rank_pattern: dict[str, int]
     alpha_pattern: dict[str, float]
     targets: str | tuple[str, ...] | None
+    parameters: tuple[str, ...]
+    swaps_experts: bool
     excluded: tuple[str, ...]
     layers: frozenset[int] | None
     base_model: str
@@ -104,9 +106,14 @@ def read_peft_adapter(path: Path) -> Adapter:
     file = SafetensorsFile(weights)
     halves: dict[tuple[str, int | None], dict[str, Array]] = {}  # by tensor, and by expert where it is a stack
     modules: dict[tuple[str, int | None], str] = {}
+    wrapped: dict[tuple[str, int], dict[str, Array]] = {}  # by module, and by how many are around it
     copies = {key for key in file.tensors if _COPY.fullmatch(key)}
     for key in (key for key in file.tensors if key not in copies):
         module, half, embedding = _split(weights, key)
+        if config.parameters and not embedding and (experts := wrapped_experts(module)):
+            _check_layer(config, weights, module)
+            _put(weights, module, wrapped.setdefault(experts, {}), half, file.values(key))
+            continue
         name, expert = _tensor(weights, key, module), expert_of(module)
         if embedding != (name == "token_embd"):
             raise AdapterError(
@@ -114,22 +121,18 @@ def read_peft_adapter(path: Path) -> Adapter:
                 f"{'an embedding' if embedding else 'a matrix'}, which {module!r} is not.",
                 DAMAGED,
             )
-        found = halves.setdefault((name, expert), {})
-        if half in found:
-            raise AdapterError(f"{weights.name} holds matrix {half} for {module!r} twice.", DAMAGED)
         _check_wanted(config, weights, module)
         values = file.values(key)
-        found[half] = values.T if embedding and half == "A" and values.ndim == 2 else values
+        values = values.T if embedding and half == "A" and values.ndim == 2 else values
+        _put(weights, module, halves.setdefault((name, expert), {}), half, values)
         modules[name, expert] = module
-    if not halves:
+    if not halves and not wrapped:
         raise AdapterError(f"{weights.name} holds no tensors, so it changes nothing.", DAMAGED)
     matrices: dict[str, LowRank] = {}
-    stacks: dict[str, dict[int, LowRank]] = {}
+    single: dict[str, dict[int, LowRank]] = {}
     for (name, expert), found in halves.items():
         module = modules[name, expert]
-        if len(found) < 2:
-            raise AdapterError(f"{weights.name} has no lora_{'B' if 'A' in found else 'A'} for {module!r}.", DAMAGED)
-        low = low_rank(weights, name, found["A"], found["B"], config.scale_of(module))
+        low = low_rank(weights, name, *_pair(weights, module, found), config.scale_of(module))
         if low.rank != config.rank_of(module):
             raise AdapterError(
                 f"{weights.name} has the rank {low.rank} for {module!r}, but {CONFIG} says {config.rank_of(module)}; "
@@ -139,10 +142,12 @@ def read_peft_adapter(path: Path) -> Adapter:
         if expert is None:
             matrices[name] = low
         else:
-            stacks.setdefault(name, {})[expert] = low
+            single.setdefault(name, {})[expert] = low
     copied = _copied(file, copies, modules, halves)
     _check_tied(config, modules.values())
-    matrices |= {name: stacked(weights, name, experts) for name, experts in stacks.items()}
+    matrices |= {name: stacked(weights, name, experts) for name, experts in single.items()}
+    parameters = _read_parameters(config, weights, wrapped)
+    matrices |= parameters
     info = describe(
         path,
         matrices,
@@ -154,7 +159,32 @@ def read_peft_adapter(path: Path) -> Adapter:
         size_bytes=sum(entry.end - entry.begin for key, entry in file.tensors.items() if key not in copies),
         notes=(*_notes(config, list(modules.values())), *_copy_notes(copied)),
     )
-    return Adapter(info, matrices, from_peft=True)
+    return Adapter(info, matrices, from_peft=True, parameters=frozenset(parameters), is_swapped=config.swaps_experts)
+
+
+def _put(path: Path, module: str, found: dict[str, Array], half: str, values: Array) -> None:
+    if half in found:
+        raise AdapterError(f"{path.name} holds matrix {half} for {module!r} twice.", DAMAGED)
+    found[half] = values
+
+
+def _pair(path: Path, module: str, found: dict[str, Array]) -> tuple[Array, Array]:
+    if len(found) < 2:
+        raise AdapterError(f"{path.name} has no lora_{'B' if 'A' in found else 'A'} for {module!r}.", DAMAGED)
+    return found["A"], found["B"]
+
+
+def _read_parameters(
+    config: Config, path: Path, wrapped: dict[tuple[str, int], dict[str, Array]]
+) -> dict[str, LowRank]:
+    matrices: dict[str, LowRank] = {}
+    for module in dict.fromkeys(module for module, _ in wrapped):
+        names = parameters_of(config.path, module, config.parameters)
+        pairs = [_pair(path, module, found) for (of, _), found in wrapped.items() if of == module]
+        ranks = {name: config.rank_of(f"{module}.{name}") for name in names}
+        for name, (parameter, (a, b)) in zip(names, stacks(path, module, names, pairs, ranks).items(), strict=True):
+            matrices[parameter] = low_rank(path, parameter, a, b, config.scale_of(f"{module}.{name}"))
+    return matrices
 
 
 def _copied(
@@ -218,15 +248,21 @@ def _tensor(path: Path, key: str, module: str) -> str:
     raise AdapterError(f"{path.name}: {key!r} acts on {module!r}, a module that Realm applies no adapters to.", MERGE)
 
 
-def _check_wanted(config: Config, path: Path, module: str) -> None:
+def _check_layer(config: Config, path: Path, module: str) -> None:
     layer = layer_of(module)
     if config.layers is not None and layer is not None and layer not in config.layers:
         raise AdapterError(
             f"{path.name} holds tensors for {module!r}, but layers_to_transform in {CONFIG} leaves layer {layer} out.",
             DAMAGED,
         )
+
+
+def _check_wanted(config: Config, path: Path, module: str) -> None:
+    _check_layer(config, path, module)
     named = isinstance(config.targets, tuple)
-    if named and not _ends_with_one_of(module, config.targets or ()):
+    # a module's one matrix may also be named as a parameter
+    of_parameters = [name.removesuffix(".weight") for name in config.parameters if name.endswith(".weight")]
+    if named and not _ends_with_one_of(module, (*(config.targets or ()), *of_parameters)):
         raise AdapterError(
             f"{path.name} holds tensors for {module!r}, which target_modules in {CONFIG} does not name.", DAMAGED
         )
@@ -292,7 +328,9 @@ def read_config(path: Path) -> Config:
         rank_pattern={key: _whole(path, ranks, key) for key in ranks},
         alpha_pattern={key: _positive(path, alphas, key) for key in alphas},
         targets=_targets(path, config.get("target_modules")),
-        excluded=_excluded(path, config.get("exclude_modules")),
+        parameters=_names(path, "target_parameters", config.get("target_parameters")),
+        swaps_experts=_is_before_19(config.get("peft_version")),
+        excluded=_names(path, "exclude_modules", config.get("exclude_modules")),
         layers=_layers(path, config.get("layers_to_transform")),
         base_model=base if isinstance(base, str) else "",
         tied=_flag(path, config, "ensure_weight_tying"),
@@ -393,12 +431,19 @@ def _targets(path: Path, value: Any) -> str | tuple[str, ...] | None:
     return tuple(value)
 
 
-def _excluded(path: Path, value: Any) -> tuple[str, ...]:
-    if value is None or isinstance(value, str):
+def _names(path: Path, key: str, value: Any) -> tuple[str, ...]:
+    """A list of names; nothing is checked by a pattern."""
+    if value is None or (isinstance(value, str) and key == "exclude_modules"):
         return ()
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise _wrong(path, "exclude_modules", value, "a list of names or a pattern")
+        raise _wrong(path, key, value, "a list of names" + (" or a pattern" if key == "exclude_modules" else ""))
     return tuple(value)
+
+
+def _is_before_19(version: Any) -> bool:
+    """Whether PEFT is older than 0.19; it says its version since 0.18."""
+    numbers = re.match(r"(\d+)\.(\d+)", version) if isinstance(version, str) else None
+    return numbers is None or (int(numbers[1]), int(numbers[2])) < (0, 19)
 
 
 def _layers(path: Path, value: Any) -> frozenset[int] | None:

@@ -94,7 +94,7 @@ def test_a_header_that_lies_is_named(folder: Path, name: str, shape: list[int], 
     [
         ("use_dora", True), ("lora_bias", True), ("bias", "all"), ("modules_to_save", ["norm"]), ("peft_type", "VERA"),
         ("init_lora_weights", "pissa_niter_4"), ("layer_replication", [[0, 1]]), ("trainable_token_indices", [1]),
-        ("target_parameters", ["experts.w"]), ("alora_invocation_tokens", [1]), ("use_qalora", True),
+        ("alora_invocation_tokens", [1]), ("use_qalora", True),
     ],
 )  # fmt: skip
 def test_what_is_no_plain_lora_is_refused_by_its_name(folder: Path, key: str, value: Any) -> None:
