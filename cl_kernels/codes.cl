@@ -37,7 +37,6 @@ static inline __attribute__((always_inline)) void put_factors(int16 n, __private
 // 64 whole numbers as factors at .. at + 63. The four that begin with 16 i + 4 j are `four` number QUAD(i, j) behind at / 4.
 #ifdef REALM_DOT_VNNI512
 #define QUAD(i, j) (4 * (j) + (i)) // as packing leaves them
-typedef short v32hi __attribute__((vector_size(64)));
 static inline __attribute__((always_inline)) void put_64(const __private int16 *n, __private uchar *factors, int count, int at)
 {
     const v32hi low = __builtin_ia32_packssdw512(__builtin_astype(n[0], v16si), __builtin_astype(n[1], v16si));

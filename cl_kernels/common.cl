@@ -8,6 +8,7 @@
 #ifdef REALM_DOT_VNNI512
 typedef int v16si __attribute__((vector_size(64)));
 typedef char v64qi __attribute__((vector_size(64)));
+typedef short v32hi __attribute__((vector_size(64)));
 #endif
 #if defined(REALM_DOT_AVX2) || defined(REALM_DOT_AVX_VNNI)
 typedef char v32qi __attribute__((vector_size(32)));
@@ -241,6 +242,18 @@ static inline __attribute__((always_inline)) float16 load_bf16_16(const __global
     return __builtin_astype(__builtin_convertvector(__builtin_astype(load_short16(p), ushort16), uint16) << 16, float16);
 }
 
+// p * 2^n for whole numbers n from -126 to 127
+static inline __attribute__((always_inline)) float16 times_power(float16 p, float16 n)
+{
+#ifdef REALM_F16_AVX512
+    return __builtin_astype(__builtin_ia32_scalefps512_mask(__builtin_astype(p, v16sf), __builtin_astype(n, v16sf),
+                                                            __builtin_astype(p, v16sf), (ushort)0xffff, 4),
+                            float16);
+#else
+    return p * __builtin_astype((__builtin_convertvector(n, int16) + 127) << 23, float16);
+#endif
+}
+
 // e^x, relative error below 2e-7; anything under -87 gives a number below 2e-38
 static inline __attribute__((always_inline)) float16 exp16(float16 x)
 {
@@ -255,8 +268,7 @@ static inline __attribute__((always_inline)) float16 exp16(float16 x)
     p = p * r + 0.5f;
     p = p * r + 1.0f;
     p = p * r + 1.0f;
-    const int16 e = (__builtin_convertvector(n, int16) + 127) << 23;
-    return p * __builtin_astype(e, float16);
+    return times_power(p, n);
 }
 
 // 2^x, relative error below 2e-7, or 8e-5 where it may be rough; anything under -126 gives a number below 2e-38. x is at

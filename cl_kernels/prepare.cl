@@ -36,9 +36,54 @@ static inline __attribute__((always_inline)) void store_part(int16 a, int part, 
 
 static inline __attribute__((always_inline)) int16 nearest16(float16 x)
 {
-    const float16 magic = (float16)(12582912.0f); // adding and subtracting it rounds to the nearest integer
-    return __builtin_convertvector((x + magic) - magic, int16);
+    // adding it leaves the nearest integer in the lowest bits
+    return __builtin_astype(x + 12582912.0f, int16) - 0x4b400000;
 }
+
+#ifdef REALM_DOT_VNNI512
+static inline __attribute__((always_inline)) int16 sum_of_bytes(v64qi u, v64qi s, int16 acc)
+{
+    return __builtin_astype(__builtin_ia32_vpdpbusd512(__builtin_astype(acc, v16si), __builtin_astype(u, v16si),
+                                                       __builtin_astype(s, v16si)),
+                            int16);
+}
+
+// store_part of both parts of a block, and sums: of the first, of the second, of what pairs take off where there are pairs
+static inline __attribute__((always_inline)) int4 store_block(int16 a, int16 b, __global char *block)
+{
+    const v32hi words = __builtin_ia32_packssdw512(__builtin_astype(a, v16si), __builtin_astype(b, v16si));
+    const v32hi high = (words + (short)64) >> 7;
+    // lanes of packing, each with 4 high bytes of either part and then 4 low ones, in the order of prepared rows
+    const int16 bytes = __builtin_astype(__builtin_ia32_packsswb512(high, words - (high << 7)), int16)
+                            .s048c159d26ae37bf;
+    *(__global int16_unaligned *)block = bytes;
+    const v64qi x = __builtin_astype(bytes, v64qi);
+    const int16 fours = sum_of_bytes(__builtin_astype((int16)(0x01010101), v64qi), x, (int16)(0));
+    int16 all = (int16)((fours.lo << 7) + fours.hi, (int8)(0));
+#ifdef REALM_PAIRS
+    // (odd + PAIR_BIAS) (even - PAIR_BIAS), of which four have 4 PAIR_BIAS^2 too little
+    const int16 mask = (int16)(0, 0, 0, 0, 0, 0, 0, 0, -1, 0, -1, 0, -1, 0, -1, 0);
+    const int16 odd = __builtin_astype(x + (char)PAIR_BIAS, int16).s1032547698badcfe & mask;
+    all += sum_of_bytes(__builtin_astype(odd, v64qi), x - (char)PAIR_BIAS, 4 * PAIR_BIAS * PAIR_BIAS & mask);
+#endif
+    all += all.s23016745ab89efcd;
+    all += all.s1032547698badcfe;
+    return (int4)(all.s0, all.s4, all.s8 + all.sc, 0);
+}
+#else
+static inline int4 store_block(int16 a, int16 b, __global char *block)
+{
+    store_part(a, 0, 2, block);
+    store_part(b, 1, 2, block);
+    int pairs = 0;
+#ifdef REALM_PAIRS
+    const int16 low_a = a - ((a + 64) >> 7 << 7), low_b = b - ((b + 64) >> 7 << 7);
+    const int16 even = (int16)(low_a.s012389ab, low_b.s012389ab), odd = (int16)(low_a.s4567cdef, low_b.s4567cdef);
+    pairs = sum_int16(even * odd + PAIR_BIAS * (even - odd));
+#endif
+    return (int4)(sum_int16(a), sum_int16(b), pairs, 0);
+}
+#endif
 
 static inline __attribute__((always_inline)) void quantise_block(
     float16 lo, float16 hi, int block, int k, __global char *row)
@@ -49,20 +94,15 @@ static inline __attribute__((always_inline)) void quantise_block(
     const float largest = max16(max_16(abs_16(lo), abs_16(hi)));
     const float scale = largest / (float)LARGEST;
     const float inverse = largest > 0.0f ? (float)LARGEST / largest : 0.0f;
-    const int16 a = nearest16(lo * inverse), b = nearest16(hi * inverse);
-    store_part(a, 0, 2, row + block * 64);
-    store_part(b, 1, 2, row + block * 64);
+    const int4 sum = store_block(nearest16(lo * inverse), nearest16(hi * inverse), row + block * 64);
 #ifdef REALM_PAIRS
-    const int16 low_a = a - ((a + 64) >> 7 << 7), low_b = b - ((b + 64) >> 7 << 7);
-    const int16 even = (int16)(low_a.s012389ab, low_b.s012389ab), odd = (int16)(low_a.s4567cdef, low_b.s4567cdef);
-    sums[3 * blocks + block] = sum_int16(even * odd + PAIR_BIAS * (even - odd));
+    sums[3 * blocks + block] = sum.z;
 #endif
-    const int sum_a = sum_int16(a), sum_b = sum_int16(b);
     scales[block] = scale;
-    scales[blocks + block] = scale * (float)(sum_a + sum_b);
-    sums[block] = sum_a + sum_b;
-    sums[blocks + 2 * block] = sum_a;
-    sums[blocks + 2 * block + 1] = sum_b;
+    scales[blocks + block] = scale * (float)(sum.x + sum.y);
+    sums[block] = sum.x + sum.y;
+    sums[blocks + 2 * block] = sum.x;
+    sums[blocks + 2 * block + 1] = sum.y;
 }
 
 // e^x only grows useful between -87 and 88, and exp16 keeps to that.
