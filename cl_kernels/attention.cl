@@ -108,6 +108,8 @@ typedef struct {
     int window;                      // 0: none; else position p reads p - window + 1 .. p
     const __global uchar *keys, *values;
     const __global int *block_table;
+    const __global int *next_table;  // of the row that probably follows here, from what it reads first on, or 0;
+    int next_blocks;                 // it reads so many blocks
     const __global float *sinks;     // of the first head, or 0
     __global float *out;             // of the first row and head
     __global float *partial;         // or 0; see below
@@ -181,21 +183,30 @@ static inline void go_on(const Span *s, int *block, int *head)
 
 #if KV_TYPE == KV_F16
 
-// What is used a->fetch blocks of keys or values after the keys (or values) of block k of the span: those of `head` there,
-// or `own`, which is being used, where nothing more comes. It is asked for bit by bit while these are used, all heads of a
-// block after one another: the processor then goes on in the order of addresses by itself.
+// What is used a->fetch blocks of keys or values after the keys (or values) of block k of the span, be it by the next row:
+// those of `head` there, or `own`, which is being used, where nothing more comes. It is asked for bit by bit while these are
+// used, all heads of a block after one another: the processor then goes on in the order of addresses by itself.
 static inline const __global uchar *ahead_of(const Span *s, int k, int values, int head, const __global uchar *own)
 {
     const Attend *a = s->a;
-    const int after = SPAN_BLOCKS * values + k + a->fetch;
-    int block = s->start / POSITIONS + after % SPAN_BLOCKS, first = a->kv_head;
-    if (after >= 2 * SPAN_BLOCKS) {
+    const __global int *table = a->block_table + s->start / POSITIONS + s->first;
+    int n = s->last - s->first, after = n * values + k - s->first + a->fetch, first = a->kv_head;
+    if (after >= 2 * n) {
+        int block = s->start / POSITIONS;
+        after -= 2 * n;
         go_on(s, &block, &first);
+        table = a->block_table + block;
+        n = (a->end + POSITIONS - 1) / POSITIONS - block;
+        if (n <= 0 && a->next_table) {
+            table = a->next_table;
+            n = a->next_blocks;
+        }
+        n = min(SPAN_BLOCKS, n);
+        if (after >= 2 * n)
+            return own;
     }
-    if (POSITIONS * block >= a->end)
-        return own;
-    const long at = (long)a->block_table[block] * a->kv_heads + first + head;
-    return after / SPAN_BLOCKS % 2 ? a->values + at * value_bytes(a->value_width) : a->keys + at * key_bytes(a->head_width);
+    const long at = (long)table[after % n] * a->kv_heads + first + head;
+    return after >= n ? a->values + at * value_bytes(a->value_width) : a->keys + at * key_bytes(a->head_width);
 }
 
 #else

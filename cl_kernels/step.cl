@@ -160,6 +160,13 @@ static void attend_chunk(const __global Op *op, const __global int *in, int c)
     a.keys = BYTES(op->p[1]);
     a.values = BYTES(op->p[2]);
     a.block_table = in + in[IN_AT_BLOCKS] + (long)in[in[IN_AT_SEQUENCES] + row] * in[IN_MAX_BLOCKS];
+    a.next_table = 0;
+    if (together > 1 && parts == 1 && c + 1 < in[IN_TILES]) {
+        const __global int *next = tile + TILE_WORDS;
+        const int begin = (op->window ? max(next[3], next[2] - op->window + 1) : next[3]) / POSITIONS;
+        a.next_table = in + in[IN_AT_BLOCKS] + (long)in[in[IN_AT_SEQUENCES] + next[0]] * in[IN_MAX_BLOCKS] + begin;
+        a.next_blocks = (next[4] + POSITIONS - 1) / POSITIONS - begin;
+    }
     a.sinks = op->p[5] ? FLOATS(op->p[5]) + head : 0;
     a.out = FLOATS(op->p[3]) + (long)row * a.out_stride + head * op->value_width;
     const int partial_floats = padded16(op->value_width) + 2; // of a slot, for each head

@@ -92,8 +92,8 @@ MAX_ROPES = 3
 MOST_PARTS = 4
 """Parts that the chunks of a phase are cut into, each with its counter; who finds none in one looks at all of them."""
 
-ROPE_POSITIONS = 64
-"""Positions whose cosines and sines are computed together for steps of one row."""
+ROPE_POSITIONS = 1024
+"""Positions whose cosines and sines are computed together."""
 
 _NOTHING: NDArray[Any] = np.empty(0)
 
@@ -345,7 +345,7 @@ class OpenCLModel:
         at += blocks.size
         for rope in self._program.ropes:
             offsets.append(at)
-            table = rope.table(batch.positions).ravel() if rows > 1 else self._rope_row(rope, int(batch.positions[0]))
+            table = self._rope_rows(rope, batch.positions).ravel()
             a[at : at + len(table)] = table.view(np.int32)
             at += len(table)
         a[:6] = (rows, wanted, len(cut.tiles), len(cut.combines), parity, blocks.shape[1])
@@ -362,16 +362,18 @@ class OpenCLModel:
                 a[at : at + len(flat)] = flat
                 at += len(flat)
 
-    def _rope_row(self, rope: Rope, position: int) -> NDArray[np.float32]:
-        """rope.table() of one position. Many are computed at once: after a step no cache of the processor's has numpy's
-        code, and a few calls take as long as a quarter of a layer."""
-        block = position // ROPE_POSITIONS
+    def _rope_rows(self, rope: Rope, positions: NDArray[np.int32]) -> NDArray[np.float32]:
+        """rope.table(). Many positions are computed at once: after a step no cache of the processor's has numpy's code,
+        and a few calls take as long as a quarter of a layer."""
+        block = int(positions[0]) // ROPE_POSITIONS
+        if len(positions) > 1 and (positions // ROPE_POSITIONS != block).any():
+            return rope.table(positions)
         known = self._rope_blocks.get(rope)
         if known is None or known[0] != block:
-            positions = np.arange(block * ROPE_POSITIONS, (block + 1) * ROPE_POSITIONS, dtype=np.int32)
-            known = self._rope_blocks[rope] = (block, rope.table(positions).reshape(ROPE_POSITIONS, -1))
-        row: NDArray[np.float32] = known[1][position % ROPE_POSITIONS]
-        return row
+            every = np.arange(block * ROPE_POSITIONS, (block + 1) * ROPE_POSITIONS, dtype=np.int32)
+            known = self._rope_blocks[rope] = (block, rope.table(every))
+        rows: NDArray[np.float32] = known[1][positions - block * ROPE_POSITIONS]
+        return rows
 
     def _plan_memory(self) -> None:
         """The sizes of everything but the weights, before anything is allocated."""
