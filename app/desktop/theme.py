@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, fields
+from functools import cache
 from string import Template
 
-from PySide6.QtCore import QObject, Qt, Signal
+from PySide6.QtCore import QObject, Qt, QTimer, Signal
 from PySide6.QtGui import QColor, QFont, QFontDatabase, QFontInfo, QFontMetrics, QGuiApplication, QPalette
 from PySide6.QtWidgets import QApplication, QMenu, QWidget
+from shiboken6 import isValid
 
 import resources
 
@@ -174,10 +176,13 @@ def mono_font(size: float) -> QFont:
 class Themes(QObject):
     """Holds the theme in use; follows the system unless the person chose light or dark.
 
-    `changed` is emitted after palette and style sheet are in place.
+    A change takes three turns of the event loop, so that none of them holds up an answer that streams: palette and
+    style sheet are put in place, `changed` is emitted for icons and the like, and `settled` for what takes longer to
+    draw anew. Nothing is painted in between.
     """
 
     changed = Signal()
+    settled = Signal()
 
     def __init__(self, app: QApplication) -> None:
         super().__init__(app)
@@ -185,6 +190,11 @@ class Themes(QObject):
         self._choice = "system"
         self.current = LIGHT
         self._applied = False
+        self._held: list[QWidget] = []  # windows that wait to be painted
+        self._next_turn = QTimer(self, singleShot=True)
+        self._next_turn.timeout.connect(self._tell)
+        self._turn_after = QTimer(self, singleShot=True)
+        self._turn_after.timeout.connect(self._settle)
         font = ui_font()
         # Reading size: a little above the desktop's own text.
         self.ui_px = max(13, QFontInfo(font).pixelSize())
@@ -196,6 +206,8 @@ class Themes(QObject):
         self.body_font.setPixelSize(self.body_px)
         self.code_font = mono_font(self.body_px - 1.5)
         QFontMetrics(self.code_font).height()  # finding the font takes milliseconds, now or amid the first answer
+        for theme in (LIGHT, DARK):  # the file is read now, and not amid an answer
+            style_sheet(theme, self.ui_px, self.small_px)
         app.setStyle("Fusion")
         QGuiApplication.styleHints().colorSchemeChanged.connect(self._system_changed)
         self._apply()
@@ -231,10 +243,28 @@ class Themes(QObject):
             return
         self.current, self._applied = theme, True
         # Under a style sheet a new palette costs as much again as the sheet, so the old one goes first.
+        self._hold()
         self._app.setStyleSheet("")
-        self._app.setPalette(palette(self.current))
-        self._app.setStyleSheet(style_sheet(self.current, self.ui_px, self.small_px))
+        self._app.setPalette(palette(theme))
+        self._app.setStyleSheet(style_sheet(theme, self.ui_px, self.small_px))
+        self._next_turn.start()
+
+    def _tell(self) -> None:
         self.changed.emit()
+        self._turn_after.start()
+
+    def _settle(self) -> None:
+        self.settled.emit()
+        held, self._held = self._held, []
+        for window in held:
+            if isValid(window):
+                window.setUpdatesEnabled(True)
+
+    def _hold(self) -> None:
+        for window in self._app.topLevelWidgets():
+            if window.isVisible() and window.updatesEnabled():
+                window.setUpdatesEnabled(False)
+                self._held.append(window)
 
 
 def new_menu(parent: QWidget) -> QMenu:
@@ -281,6 +311,7 @@ def palette(theme: Theme) -> QPalette:
     return result
 
 
+@cache
 def style_sheet(theme: Theme, ui_px: int, small_px: int) -> str:
     """resources/themes/realm.qss with this theme's colours filled in."""
     source = resources.read_text("themes/realm.qss")

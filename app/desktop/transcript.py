@@ -81,7 +81,7 @@ class Transcript(QAbstractScrollArea):
         self.latest_button.setIconSize(QSize(18, 18))
         self.latest_button.clicked.connect(self.jump_to_latest)
         self.latest_button.hide()
-        themes.changed.connect(self._retheme)
+        themes.settled.connect(self._retheme)
         self._dress()
 
     # Content

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from PySide6.QtCore import QSize, Qt, Signal
-from PySide6.QtGui import QResizeEvent
+from PySide6.QtGui import QResizeEvent, QShowEvent
 from PySide6.QtWidgets import (
     QApplication,
     QGridLayout,
@@ -53,7 +53,7 @@ class Welcome(QWidget):
         self._bar: QProgressBar | None = None
         self._stage: QLabel | None = None
         service.changed.connect(self.refresh)
-        themes.changed.connect(self._rebuild)
+        themes.settled.connect(self._retheme)
         self._rebuild()
 
     @property
@@ -75,6 +75,15 @@ class Welcome(QWidget):
             self._stage.setText(text)
             self._bar.setRange(0, 1000 if fraction is not None else 0)
             self._bar.setValue(round(1000 * (fraction or 0)))
+
+    def showEvent(self, event: QShowEvent) -> None:
+        super().showEvent(event)
+        self.refresh()
+
+    def _retheme(self) -> None:
+        self._shape = None
+        if self.isVisible():
+            self._rebuild()
 
     def _shape_now(self) -> object:
         service = self._service

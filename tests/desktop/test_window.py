@@ -795,9 +795,9 @@ def test_a_look_that_stays_dresses_nothing_anew(stage):
     stage.controller.settings.open_settings()
     stage.controller.settings.dialog.reject()
     assert not dressed
-    stage.controller.desk.themes.choose("dark")
-    stage.controller.desk.themes.choose("light")
-    assert len(dressed) == 2
+    for count, look in enumerate(("dark", "light"), 1):
+        stage.controller.desk.themes.choose(look)
+        stage.qtbot.waitUntil(lambda count=count: len(dressed) == count)
 
 
 def test_the_collector_passes_over_what_came_with_the_model(open_stage):
