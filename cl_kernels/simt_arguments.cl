@@ -35,9 +35,9 @@
         float stored = value;                                                                                          \
         if (bias_at >= 0)                                                                                              \
             stored += FLOATS_IN(bias_buffer, bias_at)[bias_base + (column)];                                           \
-        stored *= output_scale;                                                                                        \
-        if (residual_at >= 0)                                                                                          \
-            stored += FLOATS_IN(residual_buffer, residual_at)[(long)(row) * stride + (column)];                        \
+        stored = residual_at < 0                                                                                       \
+                     ? stored * output_scale                                                                           \
+                     : fma(stored, output_scale, FLOATS_IN(residual_buffer, residual_at)[(long)(row) * stride + (column)]); \
         FLOATS(out_buffer, out_at)[(long)(row) * stride + (column)] = stored;                                          \
     }
 
@@ -68,7 +68,7 @@
 // What a matrix-vector kernel works on. EXPERTS: one entry, of the second dimension; else the batch's rows.
 #define MATVEC_ROWS(EXPERTS)                                                                                           \
     int group = get_group_id(0);                                                                                       \
-    const int lane = get_local_id(0), s = get_local_id(1), slices = get_local_size(1);                                 \
+    const int lane = get_local_id(0), items = get_local_size(1), slices = ((k + 31) / 32 + slice - 1) / slice;         \
     CHOOSE_MATRIX(group, 16)                                                                                           \
     const __global int *sorted = (const __global int *)(sorted_buffer + (EXPERTS ? sorted_at : 0));                    \
     const int first_row = EXPERTS ? get_group_id(1) : 0, rows = EXPERTS ? 1 : in[rows_word];                           \
@@ -80,12 +80,14 @@
 #define MATVEC_INPUT(EXPERTS, t)                                                                                       \
     (EXPERTS ? (shared ? first_row / used : first_row) : min(t, rows - 1) * heads + head)
 
+// Keeps slice `s` of each row.
+#define MATVEC_KEEP(ROWS) _Pragma("unroll") for (int t = 0; t < ROWS; t++) sums[(s * ROWS + t) * 16 + lane] = acc[t];
+
 // Adds the slices' sums of each row, in their order, and stores the results.
 #define MATVEC_FINISH(ROWS)                                                                                            \
-    _Pragma("unroll") for (int t = 0; t < ROWS; t++) sums[(s * ROWS + t) * 16 + lane] = acc[t];                        \
     barrier(CLK_LOCAL_MEM_FENCE);                                                                                      \
     const int column = 16 * group + lane;                                                                              \
-    for (int t = s; t < min(ROWS, rows); t += slices) {                                                                \
+    for (int t = get_local_id(1); t < min(ROWS, rows); t += items) {                                                   \
         float result = 0.0f;                                                                                           \
         for (int i = 0; i < slices; i++)                                                                               \
             result += sums[(i * ROWS + t) * 16 + lane];                                                                \

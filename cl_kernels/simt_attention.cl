@@ -154,14 +154,16 @@ static inline void A(attend_row)(
             most = my_best;
             for (int i = 0; i < 16; i++)
                 most = fmax(most, part_of[my_head * 16 + i]);
-            my_total *= exp(my_best - most);
+            const float shrink = exp(my_best - most);
+            float sum = 0.0f;
             my_best = most;
             _Pragma("unroll") for (int i = 0; i < SPAN / 16; i++)
             {
                 const float p = exp(mine[i] - most);
-                my_total += p;
+                sum += p;
                 scores[my_head * SPAN + me % 16 + 16 * i] = p;
             }
+            my_total = fma(my_total, shrink, sum);
         }
         barrier(CLK_LOCAL_MEM_FENCE);
         if (value_part < VALUE_PARTS)
@@ -291,7 +293,7 @@ __kernel void A(join_parts)(
 #ifdef STEP_THREADS
 // Place `tile` of a lone row's heads; nth: of the parts (simt_op.cl). p: queries, keys, values, result, sinks.
 static inline void A(step_attend)(
-    const __global int *in, const __global StepOp *op, int tile, int nth, __global float *partials, __local float *space)
+    const __global int *in, OpPointer op, int tile, int nth, __global float *partials, __local float *space)
 {
     A(attend_row)(in, in + in[IN_AT_SINGLES] + 4 * nth, tile * SINGLE_HEADS, OP_FLOATS(0), OP_BYTES(1), OP_BYTES(2),
                   OP_FLOATS(3), OP_BYTES(4), op->p[4] ? 0 : -1, op->heads, op->kv_heads, op->window, op->scale, op->cap,
@@ -299,7 +301,7 @@ static inline void A(step_attend)(
 }
 
 static inline void A(step_combine)(
-    const __global int *in, const __global StepOp *op, int item, int nth, const __global float *partials)
+    const __global int *in, OpPointer op, int item, int nth, const __global float *partials)
 {
     A(join_column)(in + in[IN_AT_COMBINES] + 3 * nth, partials, OP_FLOATS(3), OP_BYTES(4), op->p[4] ? 0 : -1, op->heads,
                    item);

@@ -38,14 +38,14 @@ static inline void store_row_of_keys(STORE_ARGUMENTS)
         if (h < heads) {
             __global float *head = queries + (long)h * head_width;
             const float x = head[a], y = head[b];
-            head[a] = x * c - y * s;
-            head[b] = x * s + y * c;
+            head[a] = fma(x, c, -(y * s));
+            head[b] = fma(x, s, y * c);
         } else {
             const __global float *head = k + (long)(h - heads) * head_width;
             const float x = head[a], y = head[b];
             __global half *to = to_keys + (long)(h - heads) * head_width * 32;
-            vstore_half_rte(x * c - y * s, 32 * a, to);
-            vstore_half_rte(x * s + y * c, 32 * b, to);
+            vstore_half_rte(fma(x, c, -(y * s)), 32 * a, to);
+            vstore_half_rte(fma(x, s, y * c), 32 * b, to);
         }
     }
     for (int i = item; i < kv_heads * rest; i += items) {
@@ -148,7 +148,7 @@ static inline void store_row_of_keys(STORE_ARGUMENTS)
             const int second = interleaved ? turn % 2 : turn >= half_width;
             const int j = interleaved ? turn / 2 : turn % half_width, away = interleaved ? 1 : half_width;
             const float c = table[j], s = table[half_width + j];
-            x = second ? head[d - away] * s + x * c : x * c - head[d + away] * s;
+            x = second ? fma(head[d - away], s, x * c) : fma(x, c, -(head[d + away] * s));
         }
 #if KV_TYPE == KV_Q4_0
         const float turned = rotate_32(x, space);

@@ -4,6 +4,7 @@
 // The host defines one REALM_SIMT_* for the dot product of four signed bytes, or none for the portable twin; all give
 // the same integers. Sums of floating-point numbers use fma() and a fixed order everywhere, and contraction is off, so
 // that a row's result is bit for bit the same whichever kernel computes it and whatever stands beside it in the batch.
+// Compilers for GPUs may contract all the same: where two products would be added, fma() says which one is rounded.
 
 #pragma OPENCL FP_CONTRACT OFF
 
@@ -58,6 +59,7 @@ static inline float load_bf16(const __global void *p)
 // of steps that are one kernel (simt_step.cl): numbers of parts and of joins
 #define IN_SINGLES 22
 #define IN_COMBINES 23
+#define IN_ARRIVED 32 // work-groups that have come, all phases together
 
 // The row of a table that a row of the batch takes: its token's (index 0), its position's (1), or the first one (2)
 #define CHOSEN_ROW(index, row) ((index) == 2 ? 0 : in[in[IN_AT_TOKENS + (index)] + (row)])

@@ -31,7 +31,7 @@ static inline int T(four_products)(int sum, const int *w, int4 q)
     return dot4(dot4(dot4(dot4(sum, w[0], q.x), w[1], q.y), w[2], q.z), w[3], q.w);
 }
 
-// ROWS rows of activations (or fewer) times 16 rows of weights to a work-group of 16 by `slices` work-items. UNROLL:
+// ROWS rows of activations (or fewer) times 16 rows of weights to a work-group of 16 by `slices` work-items, or fewer. UNROLL:
 // how many blocks are on their way at once; for few rows it is memory that is waited for.
 #define MATVEC_BLOCK(ROWS, EXPERTS, b, p, V)                                                                           \
     {                                                                                                                  \
@@ -59,26 +59,62 @@ static inline int T(four_products)(int sum, const int *w, int4 q)
 
 #ifdef STEP_THREADS
 #define FETCHED_WORD(p, i) ((p)[i])
+#ifdef REALM_SIMT_DP4A
+#define FETCHED_BLOCKS (BITS > 5 ? 2 : 4) // of each of two groups, on their way at once
+#else
+#define FETCHED_BLOCKS 1 // elsewhere steps are not run so but in the tests, whose compiler takes long over more
+#endif
+#define STEP_BLOCKS(COUNT)                                                                                             \
+    {                                                                                                                  \
+        int fetched[COUNT][2][BITS];                                                                                   \
+        _Pragma("unroll") for (int u = 0; u < COUNT; u++) _Pragma("unroll") for (int g = 0; g < 2; g++)                \
+            _Pragma("unroll") for (int i = 0; i < BITS; i++) fetched[u][g][i] =                                        \
+                WORD_OF_LANE(base[g] + (long)(b + u) * BLOCK_BYTES, i);                                                \
+        _Pragma("unroll") for (int u = 0; u < COUNT; u++)                                                              \
+        {                                                                                                              \
+            const int4 q_0 = q[4 * (b + u)], q_1 = q[4 * (b + u) + 1], q_2 = q[4 * (b + u) + 2], q_3 = q[4 * (b + u) + 3]; \
+            const float x_scale = x_scales[b + u];                                                                     \
+            const int total_0 = totals[PARTS == 2 ? blocks + 2 * (b + u) : b + u];                                     \
+            const int total_1 = PARTS == 2 ? totals[blocks + 2 * (b + u) + 1] : total_0;                               \
+            _Pragma("unroll") for (int g = 0; g < 2; g++)                                                              \
+            {                                                                                                          \
+                int w[8];                                                                                              \
+                UNPACK(fetched[u][g], w, FETCHED_WORD)                                                                 \
+                SIGNED_WORDS(w)                                                                                        \
+                float scale[PARTS], minimum[PARTS];                                                                    \
+                T(lane_scales)(base[g] + records, b + u, lane, scale, minimum);                                        \
+                int sum = T(four_products)(T(four_products)(0, w, q_0) << 7, w, q_2);                                  \
+                if (PARTS == 2) {                                                                                      \
+                    acc[g] = T(add_part)(acc[g], sum, total_0, scale[0], minimum[0], x_scale);                         \
+                    sum = 0;                                                                                           \
+                }                                                                                                      \
+                sum += T(four_products)(T(four_products)(0, w + 4, q_1) << 7, w + 4, q_3);                             \
+                acc[g] = T(add_part)(acc[g], sum, total_1, scale[PARTS - 1], minimum[PARTS - 1], x_scale);             \
+            }                                                                                                          \
+        }                                                                                                              \
+    }
 
-static inline void T(step_matvec)(const __global StepOp *op, int tile, __local float *sums)
+static inline void T(step_matvec)(OpPointer op, int tile, __local float *sums)
 {
     BEGIN_STEP_MATVEC
         const int blocks = k / 32, last = min((s + 1) * slice, blocks);
-        const __global uchar *records = base + (long)blocks * BLOCK_BYTES, *x_buffer = OP_BYTES(0);
-        const long x_at = 0;
+        const long records = (long)blocks * BLOCK_BYTES;
+        const __global uchar *x = OP_BYTES(0) + head * prepared_bytes(k);
+        const __global int4 *q = (const __global int4 *)x;
+        const __global float *x_scales = (const __global float *)(x + 2 * (long)k);
+        const __global int *totals = (const __global int *)x_scales + 2 * blocks;
         int b = s * slice;
-        for (; b + 4 <= last; b += 4) {
-            int fetched[4][BITS];
-            _Pragma("unroll") for (int u = 0; u < 4; u++)
-                _Pragma("unroll") for (int i = 0; i < BITS; i++) fetched[u][i] =
-                    WORD_OF_LANE(base + (long)(b + u) * BLOCK_BYTES, i);
-            _Pragma("unroll") for (int u = 0; u < 4; u++) MATVEC_BLOCK(1, 0, b + u, fetched[u], FETCHED_WORD)
-        }
+#if FETCHED_BLOCKS > 1
+        for (; b + FETCHED_BLOCKS <= last; b += FETCHED_BLOCKS)
+            STEP_BLOCKS(FETCHED_BLOCKS)
+#endif
         for (; b < last; b++)
-            MATVEC_BLOCK(1, 0, b, base + (long)b * BLOCK_BYTES, WORD_OF_LANE)
+            STEP_BLOCKS(1)
     END_STEP_MATVEC
 }
 #undef FETCHED_WORD
+#undef FETCHED_BLOCKS
+#undef STEP_BLOCKS
 #endif
 
 #define DEFINE_MATVEC(NAME, ROWS, EXPERTS, UNROLL)                                                                     \
@@ -86,16 +122,21 @@ static inline void T(step_matvec)(const __global StepOp *op, int tile, __local f
     {                                                                                                                  \
         __local float sums[MOST_SLICES * ROWS * 16];                                                                   \
         MATVEC_ROWS(EXPERTS)                                                                                           \
-        const int blocks = k / 32, last = min((s + 1) * slice, blocks);                                                \
+        const int blocks = k / 32;                                                                                     \
         const __global uchar *records = base + (long)blocks * BLOCK_BYTES;                                             \
-        float acc[ROWS];                                                                                               \
-        _Pragma("unroll") for (int t = 0; t < ROWS; t++) acc[t] = 0.0f;                                                \
-        int b = s * slice;                                                                                             \
-        for (; b + UNROLL <= last; b += UNROLL) {                                                                      \
-            _Pragma("unroll") for (int u = 0; u < UNROLL; u++) MATVEC_BLOCK(ROWS, EXPERTS, b + u, base + (long)(b + u) * BLOCK_BYTES, WORD_OF_LANE) \
+        for (int s = get_local_id(1); s < slices; s += items) {                                                        \
+            const int last = min((s + 1) * slice, blocks);                                                             \
+            float acc[ROWS];                                                                                           \
+            _Pragma("unroll") for (int t = 0; t < ROWS; t++) acc[t] = 0.0f;                                            \
+            int b = s * slice;                                                                                         \
+            for (; b + UNROLL <= last; b += UNROLL) {                                                                  \
+                _Pragma("unroll") for (int u = 0; u < UNROLL; u++)                                                     \
+                    MATVEC_BLOCK(ROWS, EXPERTS, b + u, base + (long)(b + u) * BLOCK_BYTES, WORD_OF_LANE)               \
+            }                                                                                                          \
+            for (; b < last; b++)                                                                                      \
+                MATVEC_BLOCK(ROWS, EXPERTS, b, base + (long)b * BLOCK_BYTES, WORD_OF_LANE)                             \
+            MATVEC_KEEP(ROWS)                                                                                          \
         }                                                                                                              \
-        for (; b < last; b++)                                                                                          \
-            MATVEC_BLOCK(ROWS, EXPERTS, b, base + (long)b * BLOCK_BYTES, WORD_OF_LANE)                                 \
         MATVEC_FINISH(ROWS)                                                                                            \
     }
 
@@ -270,7 +311,7 @@ static inline void T(embed_block)(const __global uchar *weights, int token, int 
     T(lane_scales)(base + (long)(k / 32) * BLOCK_BYTES, b, lane, scale, minimum);
     for (int i = 0; i < 32; i++) {
         const int q = (w[i / 4] >> (8 * (i % 4))) & 0xff;
-        to[i] = (scale[i / SUB] * (float)(q - (OFFSET)) + (HAS_MINIMUM ? minimum[i / SUB] : 0.0f)) * scale_of_all;
+        to[i] = fma(scale[i / SUB], (float)(q - (OFFSET)), HAS_MINIMUM ? minimum[i / SUB] : 0.0f) * scale_of_all;
     }
 }
 
@@ -287,7 +328,7 @@ __kernel void T(embed)(
 }
 
 #ifdef STEP_THREADS
-static inline void T(step_embed)(const __global StepOp *op, int token, int item)
+static inline void T(step_embed)(OpPointer op, int token, int item)
 {
     T(embed_block)(OP_BYTES(0), token, op->k, item, op->scale, OP_FLOATS(1) + 32 * item);
 }

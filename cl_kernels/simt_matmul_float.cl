@@ -9,15 +9,18 @@ static inline long T(group_bytes)(int k) { return ((long)k * 16 * ELEMENT_BYTES 
     {                                                                                                                  \
         __local float sums[MOST_SLICES * ROWS * 16];                                                                   \
         MATVEC_ROWS(EXPERTS)                                                                                           \
-        const int last = min(32 * (s + 1) * slice, k);                                                                 \
         const __global float *x = FLOATS_IN(x_buffer, x_at);                                                           \
-        float acc[ROWS];                                                                                               \
-        _Pragma("unroll") for (int t = 0; t < ROWS; t++) acc[t] = 0.0f;                                                \
-        _Pragma(UNROLL) for (int i = 32 * s * slice; i < last; i++)                                                    \
-        {                                                                                                              \
-            const float w = LOAD1(base + ((long)i * 16 + lane) * ELEMENT_BYTES);                                       \
-            _Pragma("unroll") for (int t = 0; t < ROWS; t++) acc[t] =                                                  \
-                fma(w, x[(long)MATVEC_INPUT(EXPERTS, t) * k + i], acc[t]);                                             \
+        for (int s = get_local_id(1); s < slices; s += items) {                                                        \
+            const int last = min(32 * (s + 1) * slice, k);                                                             \
+            float acc[ROWS];                                                                                           \
+            _Pragma("unroll") for (int t = 0; t < ROWS; t++) acc[t] = 0.0f;                                            \
+            _Pragma(UNROLL) for (int i = 32 * s * slice; i < last; i++)                                                \
+            {                                                                                                          \
+                const float w = LOAD1(base + ((long)i * 16 + lane) * ELEMENT_BYTES);                                   \
+                _Pragma("unroll") for (int t = 0; t < ROWS; t++) acc[t] =                                              \
+                    fma(w, x[(long)MATVEC_INPUT(EXPERTS, t) * k + i], acc[t]);                                         \
+            }                                                                                                          \
+            MATVEC_KEEP(ROWS)                                                                                          \
         }                                                                                                              \
         MATVEC_FINISH(ROWS)                                                                                            \
     }
@@ -32,17 +35,21 @@ DEFINE_MATVEC(expert_matvec, 1, 1, "unroll 16")
 #undef DEFINE_MATVEC
 
 #ifdef STEP_THREADS
-static inline void T(step_matvec)(const __global StepOp *op, int tile, __local float *sums)
+static inline void T(step_matvec)(OpPointer op, int tile, __local float *sums)
 {
     BEGIN_STEP_MATVEC
         const int last = min(32 * (s + 1) * slice, k);
         const __global float *x = OP_FLOATS(0) + (long)head * k;
-        _Pragma("unroll 16") for (int i = 32 * s * slice; i < last; i++)
-            acc[0] = fma(LOAD1(base + ((long)i * 16 + lane) * ELEMENT_BYTES), x[i], acc[0]);
+        _Pragma("unroll 8") for (int i = 32 * s * slice; i < last; i++)
+        {
+            const float x_i = x[i];
+            _Pragma("unroll") for (int g = 0; g < 2; g++) acc[g] =
+                fma(LOAD1(base[g] + ((long)i * 16 + lane) * ELEMENT_BYTES), x_i, acc[g]);
+        }
     END_STEP_MATVEC
 }
 
-static inline void T(step_embed)(const __global StepOp *op, int token, int item)
+static inline void T(step_embed)(OpPointer op, int token, int item)
 {
     const __global uchar *row = OP_BYTES(0) + (token / 16) * T(group_bytes)(op->k) + token % 16 * ELEMENT_BYTES;
     OP_FLOATS(1)[item] = LOAD1(row + (long)item * 16 * ELEMENT_BYTES) * op->scale;

@@ -23,7 +23,7 @@ static inline float activate(int act, float x, float cap)
     case ACT_SILU:
         return x * sigmoid(x);
     case ACT_GELU:
-        return 0.5f * x * (1.0f + tanh(0.79788456080286535588f * x * (1.0f + 0.044715f * x * x)));
+        return 0.5f * x * (1.0f + tanh(0.79788456080286535588f * x * fma(0.044715f * x, x, 1.0f)));
     case ACT_SIGMOID:
         return sigmoid(x);
     case ACT_SOFTCAP:
@@ -100,9 +100,8 @@ static inline void prepare_part(
         if (column < k) {
             v[i] = x[how == PREPARE_SCALAR_GATE ? 0 : column];
             if (is_norm) {
-                v[i] = (v[i] - mean) * norm * second[second_from + column];
-                if (bias)
-                    v[i] += bias[second_from + column];
+                v[i] = bias ? fma((v[i] - mean) * norm, second[second_from + column], bias[second_from + column])
+                            : (v[i] - mean) * norm * second[second_from + column];
             } else if (is_gate) {
                 v[i] = gate(act, v[i], second[second_from + column]);
             } else if (how == PREPARE_ACTIVATE) {

@@ -4,7 +4,7 @@
 
 #define MMA_SIDE 128
 #define MMA_THREADS 256
-#define MMA_STAGES 4
+#define BLOCK_TILE (64 * MMA_SIDE) // bytes of 32 columns of a tile's rows
 #define MMA_PIECE(row, piece) ((row)*4 + ((piece) ^ (((row) >> 1) & 3)))
 
 #ifndef REALM_TENSOR_TWIN
@@ -29,8 +29,8 @@ static inline void copy_or_clear(LocalAddress to, const __global void *from, int
 
 static inline void end_copies(void) { __asm__ volatile("cp.async.commit_group;" : : : "memory"); }
 
-// Until all but the last MMA_STAGES - 2 groups of copies are there.
-static inline void wait_for_copies(void) { __asm__ volatile("cp.async.wait_group 2;" : : : "memory"); }
+// Until all copies are there.
+static inline void wait_for_copies(void) { __asm__ volatile("cp.async.wait_group 0;" : : : "memory"); }
 
 static inline void wait_for_copies_but_one(void) { __asm__ volatile("cp.async.wait_group 1;" : : : "memory"); }
 
@@ -72,6 +72,17 @@ static inline uint two_halves(float low, float high)
 {
     uint r;
     __asm__("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+    return r;
+}
+
+// The first or second half of a word
+static inline float half_of(uint two, int high)
+{
+    float r;
+    if (high)
+        __asm__("{ .reg .b16 low, high;\n mov.b32 {low, high}, %1;\n cvt.f32.f16 %0, high; }" : "=f"(r) : "r"(two));
+    else
+        __asm__("{ .reg .b16 low, high;\n mov.b32 {low, high}, %1;\n cvt.f32.f16 %0, low; }" : "=f"(r) : "r"(two));
     return r;
 }
 

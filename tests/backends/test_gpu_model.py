@@ -20,11 +20,12 @@ import pytest
 
 from engine.api import GenerateRequest, LoadOptions, SamplingParams
 from engine.architectures import read_architecture
-from engine.backends.opencl import gpu_source, gpu_variants, platforms
+from engine.backends.opencl import gpu_model, gpu_source, gpu_variants, platforms
 from engine.backends.opencl.formats import FORMATS
 from engine.backends.opencl.gpu_batch import PARTIAL_SLOTS, split_lone_row, split_slots
 from engine.backends.opencl.gpu_model import GpuModel
 from engine.backends.opencl.gpu_source import HeadShape, KernelSizes
+from engine.backends.opencl.gpu_step import KINDS, MOST_AHEAD_BYTES, OP, read_ahead
 from engine.backends.opencl.weights import DeviceWeights
 from engine.batch import KV_BLOCK, Batch
 from engine.devices import list_devices
@@ -54,7 +55,9 @@ SOME_MODELS = _some(test_tiny_models.NAMES, "llama-q4_k_m deepseek2 gemma2 gpt-o
 
 @pytest.fixture(autouse=True)
 def _gpu_executor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is measured: on a card, one load could choose otherwise than the next."""
     monkeypatch.setenv("REALM_EXECUTOR", "gpu")
+    monkeypatch.setattr(gpu_model, "tunes", lambda device: False)
 
 
 def _on_tensor_cores() -> bool:
@@ -205,17 +208,45 @@ def test_a_decoded_row_does_not_depend_on_what_is_prefilled_beside_it(fixtures_d
     np.testing.assert_array_equal(together[0], alone[0])
 
 
-def test_a_whole_step_is_the_same_kernel_by_kernel(fixtures_dir: Path) -> None:
-    """What a card is asked when a model is loaded, of the parts of a divided model too."""
+@pytest.mark.parametrize("workers", [1, 5])  # with shares that do not come out even, taken one after the other
+def test_a_whole_step_is_the_same_kernel_by_kernel(
+    fixtures_dir: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a card is asked when a model is loaded, of the parts of a divided model too; and behind other tokens."""
+    if platforms.devices()[0].is_cpu:
+        monkeypatch.setattr(gpu_model, "step_workers", lambda device: workers)
     file = GGUFFile.open(fixtures_dir / "tiny_models" / "llama-q4_k_m.gguf")
     graph = read_architecture(file).graph
-    for part, kv_type in ((graph, "f16"), (graph, "q8_0"), *((part, "q4_0") for part in split(graph, 1))):
-        model = load("opencl", file, part, kv_type=kv_type)  # type: ignore[arg-type]
+    for part, kv_type in ((graph, "f16"), *((part, "q4_0") for part in split(graph, 1))):
+        model = load("opencl", file, part, 5, kv_type=kv_type)  # type: ignore[arg-type]
         assert isinstance(model, GpuModel)
         assert model._whole is not None
         model._try_whole_step()
         assert model._whole is not None
+        if kv_type == "f16":
+            tokens, blocks = np.random.default_rng(1).integers(3, graph.n_vocab, 151), np.arange(5)
+            for i in range(150):
+                model.forward(one_sequence(tokens[i : i + 1], i, blocks, []))
+            at_once = model.forward(one_sequence(tokens[150:], 150, blocks)).copy()
+            model._whole = None
+            np.testing.assert_array_equal(at_once, model.forward(one_sequence(tokens[150:], 150, blocks)))
         model.close()
+
+
+def test_a_step_asks_for_all_weights_once_ahead_of_their_phase() -> None:
+    """And for no more at a time than a cache holds."""
+    ops = np.zeros(6, OP)
+    matmul, other = KINDS.index("matmul"), KINDS.index("prepare")
+    ops["kind"] = [other, matmul, matmul, other, other, matmul]
+    ops["tiles"] = [1, 200, 100, 1, 1, 1000]
+    ops["tile_bytes"] = [0, 40 << 10, 40 << 10, 0, 0, 60 << 10]
+    starts, workers = [0, 1, 3, 4, 5, 6], 100
+    ahead = read_ahead(ops, starts, workers)
+    assert [tuple(entry)[:3] for entry in ahead] == [(1, 0, 2), (4, 0, 1), (4, 1, 2), (4, 2, 3), (0, 0, 0)]
+    held = 0
+    for entry in ahead[1:4]:
+        held += int(entry["last"] - entry["first"]) * (60 << 10)
+        assert held <= MOST_AHEAD_BYTES
 
 
 def test_a_step_without_logits_is_not_waited_for_and_not_lost(fixtures_dir: Path) -> None:

@@ -18,6 +18,9 @@ from engine.batch import Progress
 MOST_TIMED = 16
 """Products of one shape that are timed one after the other: weights of their own each, more than caches hold."""
 
+NEVER = 1 << 30
+"""Rows of a step that no step has."""
+
 ONE_KERNEL, KERNEL_BY_KERNEL = "one kernel", "kernel by kernel"
 
 
@@ -77,7 +80,7 @@ def choose_tensor_cores(tuner: Tuner, plan: Plan, seconds: Callable[[], float]) 
         plan.choices.tensor_cores_from = int(way)
         return seconds()
 
-    ways = [str(FEW_ROWS + 1), "65", "129"]
+    ways = [str(rows) for rows in (FEW_ROWS + 1, 65, 129, NEVER)]
     rows = int(tuner.choose(f"tensor cores of model {_digest(plan)}", ways, with_rows))
     plan.choices.tensor_cores_from = rows
     return rows

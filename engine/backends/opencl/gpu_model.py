@@ -18,10 +18,16 @@ from engine.api import DeviceInfo
 from engine.backends.opencl.formats import FORMATS
 from engine.backends.opencl.gpu_adapters import GpuAdapters
 from engine.backends.opencl.gpu_batch import MAX_ROPES, PARTIAL_SLOTS, fill_input, input_words, split_slots
-from engine.backends.opencl.gpu_choices import choose_kernels, choose_tensor_cores, choose_whole_steps, shortest
+from engine.backends.opencl.gpu_choices import (
+    NEVER,
+    choose_kernels,
+    choose_tensor_cores,
+    choose_whole_steps,
+    shortest,
+)
 from engine.backends.opencl.gpu_plan import MATVEC_ROWS, MOST_SLICES, Plan, Rows, Sizes
 from engine.backends.opencl.gpu_source import STEP_THREADS, HeadShape, KernelSizes, simt_source
-from engine.backends.opencl.gpu_step import Addresses, WholeSteps, can_run, step_table, takes
+from engine.backends.opencl.gpu_step import Addresses, WholeSteps, can_run, step_table, step_workers, takes
 from engine.backends.opencl.gpu_top import TopFinder, top_bytes
 from engine.backends.opencl.gpu_tuning import Tuner, tunes
 from engine.backends.opencl.gpu_variants import dot_variant, tensor_variant
@@ -367,15 +373,15 @@ class GpuModel:
         options = [*dot_variant(self._on).options, *(tensors.options if tensors else ())]
         self._kernels = self._on.build(source, options)
 
-        def most_slices(name: str) -> int:
+        def most_sharing(name: str) -> int:
             query = cl.kernel_work_group_info.WORK_GROUP_SIZE
             kinds = [f"matvec_{rows}" for rows in MATVEC_ROWS] + (["expert_matvec"] if experts else [])
             kernels = (cl.Kernel(self._kernels, f"{kind}_{name}") for kind in kinds)
             limits: list[Any] = [k.get_work_group_info(query, self._on.handle) for k in kernels]
             return int(min(MOST_SLICES, *(limit // 16 for limit in limits)))
 
-        slices = {name: most_slices(name) for name in names}
-        self._work = Sizes(sizes, self.max_rows, slices, ITEMS_PER_UNIT * self._on.workers, tensors is not None)
+        sharing = {name: most_sharing(name) for name in names}
+        self._work = Sizes(sizes, self.max_rows, sharing, ITEMS_PER_UNIT * self._on.workers, tensors is not None)
 
     def _allocate(self) -> Plan:
         """Reserves the model's memory and binds kernels to it."""
@@ -437,10 +443,12 @@ class GpuModel:
                 address=lambda place: address.of(*locate(place)),
                 rows=lambda weight: [(piece.first, piece.n, address.of(*piece.at)) for piece in rows(weight)],
                 kv_type=self._kv_type,
+                workers=step_workers(self._on),
             )
-            whole = WholeSteps(self._on, self._kernels, table, self._in, partials)
-            self._buffers += whole.buffers
-            self._whole = whole if whole.most_threads >= STEP_THREADS else None
+            if table is not None:
+                whole = WholeSteps(self._on, self._kernels, table, self._in, partials)
+                self._buffers += whole.buffers
+                self._whole = whole if whole.most_threads >= STEP_THREADS else None
         return plan
 
     def _try_whole_step(self) -> None:
@@ -478,12 +486,14 @@ class GpuModel:
 
             self._whole = whole if choose_whole_steps(tuner, plan, step) else None
             said.append("whole-steps" if self._whole else "kernel-by-kernel")
-        if self._work.tensor_cores and min(self.max_rows, self.n_blocks * KV_BLOCK) >= 128:
+        most = min(self.max_rows, self.n_blocks * KV_BLOCK)
+        if self._work.tensor_cores and most >= 128:
 
             def steps() -> float:
-                return sum(shortest(queue, lambda rows=rows: self._run_rows(rows)) for rows in (64, 128))  # type: ignore[misc]
+                return sum(shortest(queue, lambda rows=rows: self._run_rows(rows)) for rows in (64, 128, most))  # type: ignore[misc]
 
-            said.append(f"tensor-cores-from-{choose_tensor_cores(tuner, plan, steps)}-rows")
+            rows = choose_tensor_cores(tuner, plan, steps)
+            said.append("no-tensor-cores" if rows == NEVER else f"tensor-cores-from-{rows}-rows")
         tuner.keep()
         self.device = replace(self.device, variants=(*self.device.variants, *said))
 

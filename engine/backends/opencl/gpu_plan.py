@@ -66,7 +66,7 @@ class Sizes:
 
     kernels: KernelSizes
     max_rows: int
-    slices: dict[str, int]  # type -> most work-items that share a row of weights
+    most_sharing: dict[str, int]  # type -> most work-items that share a row of weights
     wanted_items: int  # work-items that keep the device busy
     tensor_cores: bool = False  # for products of many rows
 
@@ -310,7 +310,7 @@ class Plan:
         parts = [(step, Rows(0, step.n, self._locate(step.places[0])))]
         kernel = self._product(f"{name}_{step.type}", parts, slices, sorted_entries=step.places[5])
         if is_matvec:
-            return Launch(kernel, step.n, (GROUP, slices), lambda counts: count(counts) * used)
+            return Launch(kernel, step.n, (GROUP, self._sharing(step, slices)), lambda counts: count(counts) * used)
 
         def tiles(counts: Counts) -> int:
             """At most so many: each expert's last tile may have few rows."""
@@ -349,7 +349,7 @@ class Plan:
         name, _, per = rows.partition("_")
         if name == "matvec":
             groups = sum(-(-piece.n // GROUP) for _, piece in parts)
-            return Launch(kernel, GROUP * groups, (GROUP, slices), lambda counts: 1)
+            return Launch(kernel, GROUP * groups, (GROUP, self._sharing(first, slices)), lambda counts: 1)
         height = self._sizes.kernels.tile_height
         tile_rows = height * int(per)
         return Launch(kernel, 16 * tiles(TILE_COLUMNS), (16, height), lambda counts: -(-count(counts) // tile_rows))
@@ -428,13 +428,14 @@ class Plan:
         return [Launch(kernel, _rounded(step.k, LORA_OUTPUTS), (LORA_OUTPUTS, 1), lambda counts: counts.lora.chunks)]
 
     def slices(self, site: list[Step]) -> int:
-        """Work-items that share a row of weights. Depends on the matrices alone: it decides the order of sums.
+        """Parts of a row of weights, each summed by a work-item. Depends on the matrices alone: it decides the order of
+        sums.
 
         Where whole steps are one kernel, on the length of the rows alone: its work-groups have all matrices of a phase.
         """
         if self._sizes.kernels.step:
             k = site[0].k
-            return min(16 if k >= 2048 else 8 if k >= 512 else 4, self._sizes.slices[site[0].type])
+            return 32 if k >= 4096 else 16 if k >= 2048 else 8 if k >= 512 else 4
         chosen = self.choices.slices.get(shape_of(site))
         if chosen:
             return chosen
@@ -446,7 +447,11 @@ class Plan:
         return slices
 
     def most_slices(self, site: list[Step]) -> int:
-        return min(MOST_SLICES, self._sizes.slices[site[0].type], -(-site[0].k // 32))
+        return min(MOST_SLICES, -(-site[0].k // 32))
+
+    def _sharing(self, step: Step, slices: int) -> int:
+        """Work-items that share a row of weights, where it has so many slices."""
+        return min(slices, self._sizes.most_sharing[step.type])
 
     def products_by_shape(self) -> dict[str, list[list[Step]]]:
         """The products of the program that have a shape, those with the largest matrices first."""

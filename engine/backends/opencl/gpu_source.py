@@ -163,21 +163,20 @@ def _step_source(names: list[str], shapes: list[HeadShape]) -> str:
     return "\n".join(
         [
             choice(
-                "step_matvec(const __global StepOp *op, int tile, __local float *space)",
+                "step_matvec(OpPointer op, int tile, __local float *space)",
                 (f"step_matvec_{name}(op, tile, space)" for name in names),
             ),
             choice(
-                "step_embed(const __global StepOp *op, int token, int item)",
+                "step_embed(OpPointer op, int token, int item)",
                 (f"step_embed_{name}(op, token, item)" for name in names),
             ),
             choice(
-                "step_attend(const __global int *in, const __global StepOp *op, int tile, int nth, "
+                "step_attend(const __global int *in, OpPointer op, int tile, int nth, "
                 "__global float *partials, __local float *space)",
                 (f"step_attend_{shape.name}({attend})" for shape in shapes),
             ),
             choice(
-                "step_combine(const __global int *in, const __global StepOp *op, int item, int nth, "
-                "const __global float *partials)",
+                "step_combine(const __global int *in, OpPointer op, int item, int nth, const __global float *partials)",
                 (f"step_combine_{shape.name}(in, op, item, nth, partials)" for shape in shapes),
             ),
             f"typedef union {{\n    float others[2 * STEP_THREADS];\n{room}\n}} StepSpace;",
