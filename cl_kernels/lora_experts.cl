@@ -1,12 +1,15 @@
 // LoRA on stacks of experts: each expert has an A and a B of its own, one after the other where a matrix has its one. The
 // t of a row are [slot][number of the expert among the row's]; a row's sums depend on nothing but itself, its experts and
-// its adapters.
+// its adapters. Matrices of heads are the same where each row goes to all of them.
 
-// An expert in use and what goes to it: entries, each row * used + number among the row's experts (experts.cl)
+// An expert in use and what goes to it: entries, each row * used + number among the row's experts (experts.cl); of heads
+// there are none, for each has one of each row
 typedef struct {
     int expert, count, used;
     const __global int *entries;
 } LoraEntries;
+
+static inline int lora_entry(const LoraEntries *e, int i) { return e->entries ? e->entries[i] : i * e->used + e->expert; }
 
 // One of these entries on which an adapter acts, with the adapter's matrices for the expert and where its t begin
 typedef struct {
@@ -41,18 +44,18 @@ static int lora_find(LoraSearch *s, LoraEntry *found)
         int i = s->entry, end = e->count; // entries are sorted: the unit's first one is in i .. end
         while (i < end) {
             const int middle = (i + end) / 2;
-            if (e->entries[middle] < first)
+            if (lora_entry(e, middle) < first)
                 i = middle + 1;
             else
                 end = middle;
         }
-        for (; i < e->count && e->entries[i] < last; i++) {
+        for (; i < e->count && lora_entry(e, i) < last; i++) {
             if (count == LORA_FOUND) {
                 s->entry = i;
                 return count;
             }
             LoraEntry *x = found + count++;
-            x->entry = e->entries[i];
+            x->entry = lora_entry(e, i);
             x->row = x->entry / e->used;
             x->ranks = ranks;
             x->scale = unit->strength * site->scale;

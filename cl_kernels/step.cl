@@ -107,9 +107,9 @@ static int count_chunks(const __global Op *op, const __global int *in)
         return rows * op->heads * pieces(op, rows);
     case OP_STORE_KV:
         return rows * store_parts(op, rows);
-    case OP_LORA: // for a stack of experts: for each one in use
-        if (op->experts)
-            return rows && LORA_UNITS(op) ? *(const __global int *)op->p[1] * op->used : 0;
+    case OP_LORA: // for a stack: for each expert in use, for each head
+        if (op->experts || op->heads > 1)
+            return rows && LORA_UNITS(op) ? (op->experts ? *(const __global int *)op->p[1] : op->heads) * op->used : 0;
         return LORA_UNITS(op) * lora_pieces(LORA_UNITS(op), op);
     case OP_TOP:
         return in[IN_TOP] ? rows : 0;
@@ -232,9 +232,22 @@ static LoraSearch lora_search(const __global Op *op, const __global int *in, con
     return s;
 }
 
+// The same of a head; rows: of the step
+static LoraSearch lora_search_head(const __global Op *op, const __global int *in, int rows, int head)
+{
+    LoraSearch s = {in, AT_LORA_UNITS(op), LORA_UNITS(op), op->site, 0};
+    s.e.expert = head;
+    s.e.count = rows;
+    s.e.used = op->heads;
+    s.e.entries = 0;
+    s.k = op->k;
+    s.n = op->n / op->heads;
+    return s;
+}
+
 // p: x, sorted; the `used` products of the next phase, sites from `site` on, read rows of k numbers from it; how: as
 // float32; experts, shared: as for them; groups_used: the experts of a row
-static void lora_chunk(const __global Op *op, const __global int *in, int c)
+static void lora_chunk(const __global Op *op, const __global int *in, int rows, int c)
 {
     const long stride = op->how ? 4L * op->k : prepared_bytes(op->k);
     const __global char *x = (const __global char *)op->p[0];
@@ -242,6 +255,11 @@ static void lora_chunk(const __global Op *op, const __global int *in, int c)
         const int slot = c % op->used, which = c / op->used;
         LoraSearch s = lora_search(op, in, (const __global int *)op->p[1], which, op->groups_used, op->site + slot, slot);
         lora_experts_down(&s, x, stride, op->how, op->shared);
+        return;
+    }
+    if (op->heads > 1) {
+        LoraSearch s = lora_search_head(op, in, rows, c);
+        lora_experts_down(&s, x, stride, op->how, 0);
         return;
     }
     const int at = AT_LORA_UNITS(op), units = LORA_UNITS(op);
@@ -301,6 +319,22 @@ static int lora_ask(LoraAhead *ahead, const __global Op *op, const __global int 
     return 1;
 }
 
+// Adds B t to groups first .. end-1 of the outputs of all heads.
+static void lora_heads_up(const __global Op *op, const __global int *in, int rows, int first, int end)
+{
+    const int per_head = op->n / op->heads / 16;
+    for (int last; first < end; first = last) {
+        const int head = first / per_head, before = head * per_head;
+        last = min(end, before + per_head);
+        LoraSearch search = lora_search_head(op, in, rows, head);
+        LoraEntry found[LORA_FOUND];
+        for (int count = LORA_FOUND; count == LORA_FOUND;) {
+            count = lora_find(&search, found);
+            lora_experts_up(found, count, first - before, last - before, search.n, FLOATS(op->p[2]));
+        }
+    }
+}
+
 // p: weights, x, out, bias, residual; n outputs in all, of `heads` matrices; out_stride: bytes of a group of weights; how: x is
 // float32; start: which of the phase's products it is
 static void matmul_chunk(const __global Op *op, const __global int *in, int rows, int c, const LoraChunks *lora)
@@ -329,11 +363,14 @@ static void matmul_chunk(const __global Op *op, const __global int *in, int rows
         matmul_rows(op->type, BYTES(op->p[0]), first, last, &p);
         first = last;
     }
-    if (units) {
-        wait_for_lora(lora);
+    if (!units)
+        return;
+    wait_for_lora(lora);
+    if (op->heads > 1)
+        lora_heads_up(op, in, rows, c * op->chunk, end);
+    else
         lora_up(in, AT_LORA_UNITS(op), units, op->site, op->start, c * op->chunk, end, op->n, op->scale,
                 FLOATS(op->p[2]));
-    }
 }
 
 // p: weights, x, out, bias, -, sorted; n outputs of each of `experts` matrices; start: which of the phase's products
@@ -397,7 +434,7 @@ static void run_chunk(const __global Op *op, const __global int *in, int c, cons
         matmul_chunk(op, in, rows, c, lora);
         break;
     case OP_LORA:
-        lora_chunk(op, in, c);
+        lora_chunk(op, in, rows, c);
         break;
     case OP_TOP: // p: logits, out
         find_top(FLOATS(op->p[0]) + (long)c * op->k, in[IN_TOP_OF], in[IN_TOP], (__global Top *)op->p[1] + c);

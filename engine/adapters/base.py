@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from engine.adapters.adapter import MERGE, Adapter, LowRank
+from engine.adapters.heads import by_heads, halves_of, whole_shape
 from engine.adapters.parameters import fitted
 from engine.api import AdapterInfo
 from engine.errors import AdapterError
@@ -24,17 +25,17 @@ i of a head with i + width / 2, the GGUF model with its neighbour (convert_hf_to
 class Matrix:
     """A matrix of the model that an adapter can act on. weights: the parts of it that the graph multiplies by.
 
-    experts: above 0 it is a stack of so many matrices, each of rows x columns.
+    count: above 0 it is a stack of so many matrices, each of rows x columns, one for each expert or head.
     """
 
     rows: int
     columns: int
     weights: tuple[Weight, ...]
-    experts: int = 0
+    count: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return (self.experts, self.rows, self.columns) if self.experts else (self.rows, self.columns)
+        return (self.count, self.rows, self.columns) if self.count else (self.rows, self.columns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,9 +92,7 @@ class AdapterBase:
                     # an output matrix that is the token table goes by the name it has where it is one of its own
                     name = "output" if weight in embedded else _stem(weight)
                     parts.setdefault(name, []).append(weight)
-                case Linear(weight=weight):
-                    others[_stem(weight)] = "is a stack of matrices, one for each head"
-                case ExpertLinear(weight=weight, n_experts=count):
+                case Linear(weight=weight, heads=count) | ExpertLinear(weight=weight, n_experts=count):
                     stacks[_stem(weight)] = Matrix(weight.rows // count, weight.columns, (weight,), count)
         matrices = stacks | {
             name: Matrix(
@@ -134,12 +133,8 @@ class AdapterBase:
             )
         linear: dict[Weight, LowRank] = {}
         embedding: dict[Weight, LowRank] = {}
-        shapes = {name: matrix.shape for name, matrix in self.matrices.items()} if adapter.parameters else {}
-        whole: dict[str, LowRank] = {}
-        for name in adapter.parameters:
-            whole |= fitted(name, adapter.matrices[name], shapes, self.architecture, adapter.is_swapped)
-        some = {name: low for name, low in adapter.matrices.items() if name not in adapter.parameters}
-        for name, low in (*some.items(), *whole.items()):
+        shapes = {name: matrix.shape for name, matrix in self.matrices.items()}
+        for name, low in self._as_here(adapter, shapes):
             if name in self.tables:
                 table = self.tables[name]
                 has = (low.a.shape[0], low.b.shape[0]) if low.b.ndim == 2 else low.shape
@@ -147,10 +142,8 @@ class AdapterBase:
                 embedding.update(dict.fromkeys(table.weights, low))
                 continue
             matrix = self._matrix(info, name)
-            if adapter.from_peft and name not in whole:
-                low = _with_all_experts(low, matrix)
             self._check_shape(info, name, low, low.shape, matrix.shape)
-            if matrix.experts:
+            if matrix.count:
                 linear.update(dict.fromkeys(matrix.weights, low))
                 continue
             if adapter.from_peft:
@@ -159,6 +152,20 @@ class AdapterBase:
                 part = low.b[weight.first : weight.first + weight.rows]
                 linear[weight] = low if len(part) == len(low.b) else replace(low, b=np.ascontiguousarray(part))
         return BoundAdapter(replace(info, notes=(*info.notes, *self._notes(info))), linear, embedding)
+
+    def _as_here(self, adapter: Adapter, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, LowRank]]:
+        """The adapter's matrices by the names that this model has for them. shapes: of the model's own."""
+        for name, low in adapter.matrices.items():
+            if name in adapter.parameters:
+                yield from fitted(name, low, shapes, self.architecture, adapter.is_swapped).items()
+            elif halves := halves_of(name, shapes):
+                keys, values = (shapes[half] for half in halves)
+                self._check_shape(adapter.info, name, low, low.shape, whole_shape(keys, values))
+                yield from zip(halves, by_heads(low, keys[0], keys[2]), strict=True)
+            elif adapter.from_peft and name in self.matrices:
+                yield name, _with_all_experts(low, self.matrices[name])
+            else:
+                yield name, low
 
     def _matrix(self, info: AdapterInfo, name: str) -> Matrix:
         if name in self.matrices:
@@ -170,11 +177,9 @@ class AdapterBase:
                 f"{self.n_layers - 1}.",
                 "Choose an adapter that was trained on this model.",
             )
-        # newer files hold the two halves of this one head by head
-        found = next((other for other in (name, name.replace("attn_kv_b", "attn_k_b")) if other in self.others), None)
-        if found:
+        if name in self.others:
             raise AdapterError(
-                f"{info.path.name} acts on {name!r}, which {self.others[found]} in {self.name}; "
+                f"{info.path.name} acts on {name!r}, which {self.others[name]} in {self.name}; "
                 "Realm applies adapters to matrices of attention, feed-forward layers, experts, output and embedding.",
                 MERGE,
             )
@@ -219,7 +224,7 @@ class AdapterBase:
 
 def _with_all_experts(low: LowRank, matrix: Matrix) -> LowRank:
     """With zeros for the experts after the last one that it acts on: a PEFT folder does not say how many there are."""
-    missing = matrix.experts - len(low.b)
+    missing = matrix.count - len(low.b)
     if low.b.ndim < 3 or missing <= 0:
         return low
     none = ((0, missing), (0, 0), (0, 0))

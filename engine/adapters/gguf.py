@@ -2,7 +2,8 @@
 
 Keys and names: llama.cpp's convert_lora_to_gguf.py. A matrix W.weight has W.weight.lora_a [rank, columns] and
 W.weight.lora_b [rows, rank]; for the embedding table they are [n_vocab, rank] and [width, rank], for a stack of experts
-[experts, rank, columns] and [experts, rows, rank]. The scale is adapter.lora.alpha / rank.
+[experts, rank, columns] and [experts, rows, rank], for one of heads the same or one A for all of them. The scale is
+adapter.lora.alpha / rank.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ def read_gguf_adapter(path: Path) -> Adapter:
                 lacks = "B (.lora_b)" if _SUFFIXES[0] in found else "A (.lora_a)"
                 raise AdapterError(f"{path.name} has no matrix {lacks} for {base!r}.", DAMAGED)
             a, b = (found[suffix] for suffix in _SUFFIXES)
+            if b.ndim == 3 and (a.ndim == 2 or len(a) == 1):  # one A for all, as of heads that had been one matrix
+                a = np.broadcast_to(a, (len(b), *a.shape[-2:]))
             matrices[base] = low_rank(path, base, a, b, alpha / max(1, b.shape[-1]))
         info = describe(
             path,

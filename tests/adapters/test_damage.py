@@ -104,7 +104,7 @@ def test_what_is_no_plain_lora_is_refused_by_its_name(folder: Path, key: str, va
 
 
 def test_what_is_more_than_lora_is_told_what_to_do_with(folder: Path, fixtures_dir: Path) -> None:
-    """Whole copies of modules and of norms, a LoRA for a norm, and one for what newer files hold head by head."""
+    """Whole copies of modules and of norms, and a LoRA for a norm."""
     write_peft(folder, SMALL, modules_to_save=["lm_head"])
     with pytest.raises(AdapterError, match=r"modules_to_save \(lm_head\): whole trained copies") as saved:
         read_adapter(folder)
@@ -119,14 +119,7 @@ def test_what_is_more_than_lora_is_told_what_to_do_with(folder: Path, fixtures_d
         base = AdapterBase.of(file, read_architecture(file).graph)
     with pytest.raises(AdapterError, match="is no matrix that the model multiplies by") as vector:
         base.bind(read_adapter(path))
-    heads = write_peft(folder / "heads", {"model.layers.0.self_attn.kv_b_proj": (512, 128)})
-    with GGUFFile.open(fixtures_dir / "tiny_models" / "deepseek2.gguf") as file:
-        base = AdapterBase.of(file, read_architecture(file).graph)
-    with pytest.raises(
-        AdapterError, match="'blk.0.attn_kv_b', which is a stack of matrices, one for each head"
-    ) as stack:
-        base.bind(read_adapter(heads))
-    for caught in (saved, whole, vector, stack):
+    for caught in (saved, whole, vector):
         assert "merge_and_unload" in caught.value.hint
 
 

@@ -301,14 +301,19 @@ class NumpyModel:
                 return out
 
             return expert_adapted
-        if not isinstance(op, Linear) or op.heads > 1:
+        if not isinstance(op, Linear):
             return run
-        x, weight, factor = op.x, op.weight, np.float32(op.scale)
+        x, weight, factor, heads = op.x, op.weight, np.float32(op.scale), op.heads
 
         def adapted(s: Step) -> Array:
             out = run(s)
             for rows, low, strength in self._shares(s.logit_runs if on_logits else s.runs, "linear", weight):
-                out[rows] += s[x][rows] @ low.a.T @ low.b.T * (strength * factor)
+                if heads == 1:
+                    out[rows] += s[x][rows] @ low.a.T @ low.b.T * (strength * factor)
+                    continue
+                parts = s[x][rows].reshape(-1, heads, weight.columns).swapaxes(0, 1)
+                added = parts @ low.a.swapaxes(1, 2) @ low.b.swapaxes(1, 2) * (strength * factor)
+                out[rows] += added.swapaxes(0, 1).reshape(-1, weight.rows)
             return out
 
         return adapted

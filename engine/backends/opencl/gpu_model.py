@@ -363,12 +363,20 @@ class GpuModel:
     def _compile(self, names: list[str]) -> None:
         import pyopencl as cl
 
-        experts = any(step.kind == "experts" for phase in self._program.phases for step in phase)
+        steps = [step for phase in self._program.phases for step in phase]
+        experts = any(step.kind == "experts" for step in steps)
+        heads = any(step.kind == "lora" and step.heads > 1 for step in steps)
         tensors = None if experts else tensor_variant(self._on)  # kernels for experts take rows of integers
         whole_steps = can_run(self._program, self._on)
         sizes = KernelSizes.of(int(self._on.handle.max_work_group_size), whole_steps=whole_steps)
         source = simt_source(
-            names, self._shapes, sizes, experts=experts, tensor_cores=tensors is not None, kv_type=self._kv_type
+            names,
+            self._shapes,
+            sizes,
+            experts=experts,
+            heads=heads,
+            tensor_cores=tensors is not None,
+            kv_type=self._kv_type,
         )
         options = [*dot_variant(self._on).options, *(tensors.options if tensors else ())]
         self._kernels = self._on.build(source, options)

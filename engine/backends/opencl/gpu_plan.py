@@ -375,7 +375,7 @@ class Plan:
     def _bind_lora_down(self, step: Step, rows: str) -> Launch:
         adapters, t = self._adapters()
         form = ROWS_FLOAT if step.how else ROWS_HALF if rows == "mma" else ROWS_INTEGER
-        if step.experts:
+        if step.experts or step.heads > 1:
             return self._bind_expert_lora_down(step, form)
         kernel = self._new(
             "lora_down", self._in, int(step.logit_rows), _At(step.places[0]), form, step.k, step.site, step.used,
@@ -387,7 +387,7 @@ class Plan:
 
     def _bind_lora_up(self, site: list[Step]) -> Launch:
         first = site[0]
-        if first.experts:
+        if first.experts or first.heads > 1:
             return self._bind_expert_lora_up(first)
         matrices: list[Any] = []
         for i in range(MATRICES):
@@ -400,10 +400,10 @@ class Plan:
         return Launch(kernel, across, (LORA_OUTPUTS, 1), lambda counts: acting(counts).chunks)
 
     def _bind_expert_lora_down(self, step: Step, form: int) -> Launch:
-        x, sorted_ = step.places[:2]
+        x, sorted_ = (*step.places, step.places[0])[:2]  # what stands for nothing is read nowhere
         kernel = self._new(
             "expert_lora_down", self._in, int(step.logit_rows), _At(x), form, step.k, step.site, step.groups_used,
-            int(step.shared), _At(sorted_), *self._adapters(),
+            int(step.shared), int(step.heads > 1), _At(sorted_), *self._adapters(),
         )  # fmt: skip
         acting = _lora_of(step)
         across = GROUP * step.used * parts_of(step.k)
@@ -411,13 +411,16 @@ class Plan:
         return Launch(kernel, across, (GROUP, 8), lambda counts: acting(counts).units * acting(counts).groups * entries)
 
     def _bind_expert_lora_up(self, step: Step) -> Launch:
+        """Of heads too: each row goes to all of them."""
+        used, n = (step.used, step.n) if step.experts else (step.heads, step.n // step.heads)
+        sorted_ = step.places[5] if step.experts else step.places[1]
         kernel = self._new(
-            "expert_lora_up", self._in, int(step.logit_rows), step.k, step.n, step.site, step.start, step.used,
-            _At(step.places[5]), *self._adapters(), _At(step.places[2]),
+            "expert_lora_up", self._in, int(step.logit_rows), step.k, n, step.site, step.start, used,
+            int(step.heads > 1), _At(sorted_), *self._adapters(), _At(step.places[2]),
         )  # fmt: skip
         acting = _lora_of(step)
-        entries = UNIT_ROWS * step.used
-        across = _rounded(step.n, LORA_OUTPUTS)
+        entries = UNIT_ROWS * used
+        across = _rounded(n, LORA_OUTPUTS)
         return Launch(kernel, across, (LORA_OUTPUTS, 1), lambda counts: acting(counts).chunks * entries)
 
     def _lora_embed(self, step: Step) -> list[Launch]:

@@ -117,10 +117,12 @@ def simt_source(
     sizes: KernelSizes,
     *,
     experts: bool,
+    heads: bool = False,
     tensor_cores: bool = False,
     kv_type: str = "f16",
 ) -> str:
-    """All kernels that a model of these types and head shapes needs on a GPU. kv_type: of KV_TYPES in engine/api.py."""
+    """All kernels that a model of these types and head shapes needs on a GPU. heads: adapters may act on matrices of
+    single heads. kv_type: of KV_TYPES in engine/api.py."""
     names, shapes = list(names), list(shapes)
     parts = [
         f"#define PREPARE_SIZE {sizes.prepare}\n#define SINGLE_THREADS {sizes.single}",
@@ -132,7 +134,7 @@ def simt_source(
         read("simt_cache.cl"),
         read("simt_lora.cl"),
         read("simt_experts.cl"),
-        read("simt_lora_experts.cl") if experts else "",
+        read("simt_lora_experts.cl") if experts or heads else "",
         read("simt_top.cl"),
         read("simt_arguments.cl"),
         read("simt_tensor.cl") if tensor_cores else "",

@@ -156,8 +156,8 @@ class Program:
     kept: where Graph.kept is after a step, if the graph has it.
     top: where the largest logits go when they are asked for; rows are the logits'. None for an encoder.
     sites: where adapters can act; steps name them by their number. lora_slots: most products that a row has in one
-    phase, of experts as many as it goes to. The phases that begin with a step of the kind "lora" have nothing to do
-    where no adapters act.
+    phase, of experts as many as it goes to, of heads all. The phases that begin with a step of the kind "lora" have
+    nothing to do where no adapters act.
     """
 
     phases: list[list[Step]]
@@ -598,8 +598,8 @@ class _Lowering:
 def _lora_down(phase: list[Step]) -> Step | None:
     """What computes the adapters' Ax for the products of a phase, if these are such that adapters act on."""
     first, count = phase[0], len(phase)
-    if first.kind == "matmul" and all(step.heads == 1 for step in phase):
-        return replace(first, kind="lora", places=(first.places[1],), used=count, scale=1.0)
+    if first.kind == "matmul" and (all(step.heads == 1 for step in phase) or (count, first.scale) == (1, 1.0)):
+        return replace(first, kind="lora", places=(first.places[1],), used=count, groups_used=first.heads, scale=1.0)
     if first.kind == "experts":
         places = (first.places[1], first.places[5])
         return replace(first, kind="lora", places=places, used=count, groups_used=first.used)
