@@ -17,7 +17,7 @@ from engine.adapters import BoundAdapter
 from engine.api import DeviceInfo
 from engine.backends.opencl.formats import FORMATS
 from engine.backends.opencl.gpu_adapters import GpuAdapters
-from engine.backends.opencl.gpu_batch import MAX_ROPES, PARTIAL_SLOTS, fill_input, input_words, split_slots
+from engine.backends.opencl.gpu_batch import MAX_ROPES, fill_input, split_slots
 from engine.backends.opencl.gpu_choices import (
     NEVER,
     choose_kernels,
@@ -25,16 +25,17 @@ from engine.backends.opencl.gpu_choices import (
     choose_whole_steps,
     shortest,
 )
+from engine.backends.opencl.gpu_memory import SMALLER, plan_room
 from engine.backends.opencl.gpu_plan import MATVEC_ROWS, MOST_SLICES, Plan, Rows, Sizes
 from engine.backends.opencl.gpu_source import STEP_THREADS, HeadShape, KernelSizes, simt_source
 from engine.backends.opencl.gpu_step import Addresses, WholeSteps, can_run, step_table, step_workers, takes
-from engine.backends.opencl.gpu_top import TopFinder, top_bytes
+from engine.backends.opencl.gpu_top import TopFinder
 from engine.backends.opencl.gpu_tuning import Tuner, tunes
 from engine.backends.opencl.gpu_variants import dot_variant, tensor_variant
 from engine.backends.opencl.kv_blocks import KV_LAYOUT, read_blocks, write_blocks
-from engine.backends.opencl.lowering import MOST_TOP, Buffer, Cache, Place, Program, lower, padded16, padded32
+from engine.backends.opencl.lowering import MOST_TOP, Buffer, Cache, Place, Program, lower
 from engine.backends.opencl.platforms import devices
-from engine.backends.opencl.weights import STAGING_BYTES, DeviceWeights
+from engine.backends.opencl.weights import DeviceWeights
 from engine.batch import (
     KV_BLOCK,
     Batch,
@@ -52,10 +53,6 @@ from engine.graph import Graph, Weight
 
 MAX_ROWS = 512
 """Rows of one step, the length of a prefill chunk, where memory allows."""
-
-LEAST_ROWS = 32
-
-MAX_LOGIT_ROWS = 64
 
 ITEMS_PER_UNIT = 1024
 """Work-items that keep one compute unit busy reading weights."""
@@ -118,7 +115,16 @@ class GpuModel:
                 f"the kernels for GPUs take up to {MAX_ROPES}.",
                 "Choose the device numpy.",
             )
-        self._plan_memory(step_rows(graph, n_blocks, MAX_ROWS))
+        self._room = plan_room(
+            self._program,
+            self._on,
+            weight_bytes=self.weights.total_bytes,
+            n_blocks=n_blocks,
+            kv_type=kv_type,
+            rows=step_rows(graph, n_blocks, MAX_ROWS),
+            ends_hidden=self._ends_hidden,
+        )
+        self.max_rows = self._room.rows
         if plan_only:
             return
         try:
@@ -137,7 +143,7 @@ class GpuModel:
         except cl.MemoryError as error:
             self.close()
             raise OutOfMemoryError(
-                f"{self._name} has too little free memory for this model: {self._wanted()}.", _SMALLER
+                f"{self._name} has too little free memory for this model: {self._room.wanted}.", SMALLER
             ) from error
         except cl.Error as error:
             self.close()
@@ -187,9 +193,8 @@ class GpuModel:
         self._adapters.remove(number)
 
     def memory(self) -> MemoryUse:
-        sizes = self._sizes
-        scratch = sum(size for what, size in sizes.items() if what != "cache")
-        return MemoryUse(self.weights.total_bytes + self._adapters.n_bytes, sizes["cache"], scratch)
+        use = self._room.memory()
+        return replace(use, weight_bytes=use.weight_bytes + self._adapters.n_bytes)
 
     def read_bandwidth(self) -> float | None:
         return self._bandwidth
@@ -204,7 +209,7 @@ class GpuModel:
     def forward(self, batch: Batch, given: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         if not self._causal:
             return self._forward(batch, given)
-        parts = [part for some in split_logit_rows(batch, self._max_logit_rows) for part in split_slots(some)]
+        parts = [part for some in split_logit_rows(batch, self._room.logit_rows) for part in split_slots(some)]
         turns = zip(self._in_turn(parts), given_to_parts(parts, given), strict=True)
         if len(parts) == 1:
             return self._forward(*next(turns))
@@ -245,7 +250,7 @@ class GpuModel:
 
         assert self._top
         nothing, found = np.empty(0, np.float32), []
-        parts = [part for some in split_logit_rows(batch, self._max_logit_rows) for part in split_slots(some)]
+        parts = [part for some in split_logit_rows(batch, self._room.logit_rows) for part in split_slots(some)]
         for part in self._in_turn(parts):
             self._run(part, nothing, None, 0, None)
             try:
@@ -315,51 +320,6 @@ class GpuModel:
         self._n_rows = len(batch.tokens)
         return out
 
-    def _plan_memory(self, rows: int) -> None:
-        """Bytes of everything but the weights, within what the device can allocate; decides max_rows.
-
-        Raises OutOfMemoryError where it cannot be, before anything is allocated.
-        """
-        limit, total = self._on.most_in_one_piece, int(self._on.handle.global_mem_size)
-        positions = self.n_blocks * KV_BLOCK
-        self._cache_bytes = {cache: positions * size for cache, size in self._program.cache_bytes.items()}
-        padded = padded16 if self._kv_type == "f16" else padded32
-        partial = max((op.n_heads * (padded(op.v_head_width) + 2) for op in self._program.attentions), default=0)
-        while True:
-            row_bytes = self._program.logit_bytes_per_row
-            logit_rows = rows if self._ends_hidden else max(1, min(MAX_LOGIT_ROWS, limit // row_bytes))
-            self._sizes = {
-                "cache": sum(self._cache_bytes.values()),
-                "partials": 4 * PARTIAL_SLOTS * partial,
-                "scratch": self._program.scratch_bytes_per_row * rows,
-                "logits": row_bytes * logit_rows,
-                "top": 0 if self._ends_hidden else top_bytes(row_bytes // 4, logit_rows),
-                "input": 4 * input_words(rows, self.n_blocks, self._program.ropes, logit_rows),
-            }
-            together = self.weights.total_bytes + STAGING_BYTES + sum(self._sizes.values())
-            fits = self._sizes["scratch"] <= limit and together <= total
-            if fits or rows <= LEAST_ROWS:
-                break
-            rows //= 2
-        self.max_rows, self._max_logit_rows = rows, logit_rows
-        largest = max([*self._cache_bytes.values(), *(v for k, v in self._sizes.items() if k != "cache")])
-        if together > total:
-            raise OutOfMemoryError(f"{self._wanted()}, but {self._name} has {total / 1e9:.2f} GB.", _SMALLER)
-        if largest > limit:
-            raise OutOfMemoryError(
-                f"{self._wanted()}; one piece of it takes {largest / 1e9:.2f} GB, "
-                f"but {self._name} allows {limit / 1e9:.2f} GB in one piece.",
-                _SMALLER,
-            )
-
-    def _wanted(self) -> str:
-        memory = self.memory()
-        needed = memory.weight_bytes + memory.kv_bytes + memory.scratch_bytes
-        return (
-            f"This model needs {needed / 1e9:.2f} GB of memory ({memory.weight_bytes / 1e9:.2f} for its weights, "
-            f"{memory.kv_bytes / 1e9:.2f} for a context of {self.n_blocks * KV_BLOCK} tokens)"
-        )
-
     def _compile(self, names: list[str]) -> None:
         import pyopencl as cl
 
@@ -400,17 +360,17 @@ class GpuModel:
             self._buffers.append(buffer)
             return buffer
 
-        self._caches = {cache: allocate(size) for cache, size in self._cache_bytes.items()}
-        self._in = allocate(self._sizes["input"])
-        self._scratch = scratch = allocate(self._sizes["scratch"])
-        partials = allocate(self._sizes["partials"])
-        self._logits_buffer = allocate(self._sizes["logits"])
+        self._caches = {cache: allocate(size) for cache, size in self._room.caches.items()}
+        self._in = allocate(self._room.sizes["input"])
+        self._scratch = scratch = allocate(self._room.sizes["scratch"])
+        partials = allocate(self._room.sizes["partials"])
+        self._logits_buffer = allocate(self._room.sizes["logits"])
         row_bytes = self._program.logit_bytes_per_row
-        self._logits = np.empty((self._sizes["logits"] // row_bytes, row_bytes // 4), np.float32)
-        if self._sizes["top"]:
-            self._top = TopFinder(self._on, self._kernels, row_bytes // 4, self._max_logit_rows)
+        self._logits = np.empty((self._room.sizes["logits"] // row_bytes, row_bytes // 4), np.float32)
+        if self._room.sizes["top"]:
+            self._top = TopFinder(self._on, self._kernels, row_bytes // 4, self._room.logit_rows)
             self._buffers += self._top.buffers
-        self._inputs = [np.zeros(self._sizes["input"] // 4, np.int32) for _ in range(2)]
+        self._inputs = [np.zeros(self._room.sizes["input"] // 4, np.int32) for _ in range(2)]
         self._copied: list[Any] = [None, None]
 
         def locate(place: Place) -> tuple[Any, int]:
@@ -473,14 +433,14 @@ class GpuModel:
         import pyopencl as cl
 
         tuner, plan, queue, said = Tuner(self._on), self._plan, self._on.queue, []
-        scratch = self._sizes["scratch"] // 4 * 4  # what is read before any step has run
+        scratch = self._room.sizes["scratch"] // 4 * 4  # what is read before any step has run
         cl.enqueue_fill_buffer(queue, self._scratch, np.zeros(1, np.int32), 0, scratch)
         choose_kernels(
             tuner,
             plan,
             queue,
             self._in,
-            most_rows=min(self.max_rows, self._max_logit_rows),
+            most_rows=min(self.max_rows, self._room.logit_rows),
             with_slices=not self._work.kernels.step,  # then all products of a phase have them by one rule
             progress=progress,
         )
@@ -549,9 +509,6 @@ class GpuModel:
         if temporary is not None:
             temporary.release()
         return size // 16 * 16 / best
-
-
-_SMALLER = "Choose a smaller model, a shorter context, or the device numpy."
 
 
 def _head_shapes(program: Program) -> list[HeadShape]:
