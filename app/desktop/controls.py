@@ -82,7 +82,7 @@ def decimal(
 def combo(themes: Themes) -> QComboBox:
     """A list to choose from."""
     box = _Combo(themes)
-    box.setMinimumWidth(200)
+    box.setMinimumWidth(160)
     box.setMaximumWidth(280)
     box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToContents)
     return box
@@ -254,6 +254,8 @@ class Page(QWidget):
             more = QLabel(hint)
             more.setObjectName("fieldHint")
             more.setWordWrap(True)
+            if not below:
+                more.setMinimumWidth(150)  # in a small window controls give way
             words.addWidget(more)
         if below:
             row.addLayout(words)

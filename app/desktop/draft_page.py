@@ -28,6 +28,7 @@ from app.desktop.draft_service import Candidate, DraftService
 from app.desktop.footer import draft_words
 from app.desktop.icons import icon
 from app.desktop.model_popup import Row, file_size
+from app.desktop.model_service import model_name
 from app.desktop.theme import Themes
 from engine.api import DraftKind, Figures
 
@@ -238,34 +239,48 @@ class DraftPage(QWidget):
         best = fastest(results)
         theme = self._themes.current
         for place, result in enumerate(results):
-            name = QLabel(result.way.name)
+            title, kind = _title_and_kind(result.way.name, result.way.path)
+            name = QLabel(title)
+            name.setAccessibleName(result.way.name)
             name.setWordWrap(True)
+            name.setAlignment(Qt.AlignmentFlag.AlignTop)
             name.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
             speed = QLabel(f"{result.tokens_per_s:.1f} tokens/s" if result.tokens_per_s else "failed")
-            accepted = QLabel("" if result.accepted is None else f"{result.accepted:.0%} accepted")
+            share = "" if result.accepted is None else f"{result.accepted:.0%} of its guesses accepted"
+            accepted = QLabel(" · ".join(part for part in (kind, share) if part))
             accepted.setObjectName("popupDetail")
+            accepted.setContentsMargins(0, 0, 0, 5)
             mark = QLabel()
             mark.setFixedWidth(18)
             if result is best:
                 name.setObjectName("popupTitle")
                 mark.setPixmap(icon("check", theme.accent).pixmap(QSize(16, 16), self.devicePixelRatio()))
                 mark.setAccessibleName("The fastest")
-            if result.problem:
-                speed.setToolTip(result.problem)
-            for column, label in enumerate((name, accepted, speed, mark)):
+            speed.setAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignTop)
+            for label in (name, accepted, speed, mark):
                 label.setToolTip(result.problem)
-                if column in (1, 2):
-                    label.setAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
-                self.results.addWidget(label, place, column)
+            self.results.addWidget(name, 2 * place, 0)
+            self.results.addWidget(speed, 2 * place, 1)
+            self.results.addWidget(mark, 2 * place, 2, Qt.AlignmentFlag.AlignTop)
+            self.results.addWidget(accepted, 2 * place + 1, 0, 1, 3)
+            accepted.setVisible(bool(accepted.text()))
 
 
 def candidate_words(candidate: Candidate) -> str:
     """Size and kind of a draft, and why it fits or not."""
     known, fit = candidate.model, candidate.fit
-    kind = known.path.stem.removeprefix(known.name).lstrip("-._")
+    kind = _title_and_kind(known.path.stem, known.path)[1]
     head = f"{kind} · {file_size(known.size)}" if kind else file_size(known.size)
     if fit is None:
         return f"{head} · looking at it…"
     if fit.fits:
         return f"{head} · fits. {fit.reason}" if fit.reason else f"{head} · fits: the same tokens"
     return f"{head} · {fit.reason}"
+
+
+def _title_and_kind(name: str, path: Path | None) -> tuple[str, str]:
+    """What a way to guess is called, and the quantisation of a draft model, which goes by its file's stem."""
+    if path is None or name != path.stem:
+        return name, ""
+    title = model_name(path)
+    return title, name.removeprefix(title).lstrip("-._")

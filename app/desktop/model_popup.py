@@ -65,7 +65,7 @@ class ModelButton(QPushButton):
         self.setFlat(True)
         self.setCursor(Qt.CursorShape.PointingHandCursor)
         self._themes = themes
-        self._full = ""
+        self._full = self._full_detail = ""
         self.limit = 300
         row = QHBoxLayout(self)
         row.setContentsMargins(10, 5, 8, 5)
@@ -84,15 +84,22 @@ class ModelButton(QPushButton):
         self.show_text("No model", "")
 
     def show_text(self, name: str, detail: str) -> None:
-        """Shows a name and a fainter detail."""
-        self._full = name
-        self.detail.setText(detail)
+        """Shows a name and a fainter detail, both cut where there is too little room, the name less."""
+        self._full, self._full_detail = name, detail
         self.detail.setVisible(bool(detail))
-        self.name.ensurePolished()
-        room = self.limit - (self.detail.sizeHint().width() if detail else 0) - 84
-        self.name.setText(self.name.fontMetrics().elidedText(name, Qt.TextElideMode.ElideMiddle, max(60, room)))
-        tip = "Model and device (Ctrl+M)"
-        self.setToolTip(tip if name == self.name.text() else f"{name}\n{tip}")
+        for label in (self.name, self.detail):
+            label.ensurePolished()
+        room = self.limit - 84
+        names, details = self.name.fontMetrics(), self.detail.fontMetrics()
+        of_name = min(
+            names.horizontalAdvance(name), max(60, room - min(details.horizontalAdvance(detail), 2 * room // 5))
+        )
+        # a pixel more, for widths are rounded
+        self.name.setText(names.elidedText(name, Qt.TextElideMode.ElideMiddle, of_name + 1))
+        self.detail.setText(details.elidedText(detail, Qt.TextElideMode.ElideRight, room - of_name + 1))
+        tip, whole = "Model and device (Ctrl+M)", "\n".join(part for part in (name, detail) if part)
+        cut = (name, detail) != (self.name.text(), self.detail.text())
+        self.setToolTip(f"{whole}\n{tip}" if cut else tip)
         self.setAccessibleName(f"Model: {name}. {detail}".strip())
         self.updateGeometry()
 
@@ -100,7 +107,7 @@ class ModelButton(QPushButton):
         """The width that the button may take."""
         if limit != self.limit:
             self.limit = limit
-            self.show_text(self._full, self.detail.text())
+            self.show_text(self._full, self._full_detail)
 
     def sizeHint(self) -> QSize:
         layout = self.layout()
@@ -212,8 +219,11 @@ class ModelPopup(QWidget):
         self.draft_shape: Callable[[], object] = lambda: None
         self.tabs = Segments((("model", "Model", "Model and device"), ("draft", "Draft", "Guessing ahead")), self.tab)
         self.tabs.chosen.connect(self.show_tab)
-        self.tabs.setContentsMargins(12, 10, 12, 2)
+        self.tabs.setContentsMargins(12, 10, 12, 8)
         inner.addWidget(self.tabs, 0, Qt.AlignmentFlag.AlignLeft)
+        line = QFrame(self._card)  # what scrolls goes under it
+        line.setObjectName("line")
+        inner.addWidget(line)
         self._scroll = QScrollArea(self._card)
         self._scroll.setWidgetResizable(True)
         self._scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)

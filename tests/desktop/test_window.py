@@ -16,6 +16,7 @@ from PySide6.QtWidgets import QAbstractButton, QLineEdit, QPushButton
 from app.desktop.blocks import BlockWidget
 from app.desktop.chat_session import PENDING_ID
 from app.desktop.main import catch_unexpected
+from app.desktop.model_popup import ModelButton
 from app.desktop.model_service import model_name
 from app.desktop.notices import Way
 from app.store import ChatStore
@@ -811,3 +812,17 @@ def test_the_collector_passes_over_what_came_with_the_model(open_stage):
     stage.engine.ready()
     stage.engine.jobs[-1].finish()
     stage.until(lambda: gc.get_freeze_count() > 10_000)
+
+
+def test_the_model_button_cuts_what_is_said_of_a_load_before_the_name(qtbot, themes):
+    button = ModelButton(themes)
+    qtbot.addWidget(button)
+    button.set_limit(300)
+    button.show_text("SmolLM2-135M", "14% · Preparing this machine for the model, once")
+    assert button.name.text() == "SmolLM2-135M"
+    assert button.detail.text().startswith("14% · ")
+    assert button.detail.text().endswith("…")
+    assert "Preparing this machine for the model, once" in button.toolTip()
+    assert button.sizeHint().width() <= 300
+    button.show_text("Tiny", "OpenCL · GPU")
+    assert (button.name.text(), button.detail.text()) == ("Tiny", "OpenCL · GPU")

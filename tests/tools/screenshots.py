@@ -382,6 +382,34 @@ def draft_measured(stage: Stage):
     return stage.window.popup
 
 
+def with_own_layer(stage: Stage) -> None:
+    """A model whose file carries a layer that predicts, which guesses."""
+    from dataclasses import replace
+
+    status = stage.engine.status()
+    assert status.model is not None
+    stage.engine._status = replace(status, model=replace(status.model, predicts=True))
+    stage.controller.service.refresh()
+    stage.controller.drafts.choose_draft(status.model.path)
+    stage.until(lambda: stage.controller.drafts.drafts.draft is not None, 3)
+
+
+def draft_own_layer(stage: Stage):
+    with_drafts(stage)
+    with_own_layer(stage)
+    stage.ask("Explain binary search.")
+    stage.answered()
+    stage.engine.speeds = {"": 21.3, "ngram": 30.9, "SmolLM2-135M-Instruct.Q2_K": 33.4}
+    stage.engine.speeds["SmolLM2-360M-Instruct.Q4_K_M"] = 18.2
+    stage.engine.speeds["SmolLM2-135M-Instruct.Q4_1"] = 38.2
+    stage.controller.drafts.find_fastest()
+    stage.until(lambda: bool(stage.controller.drafts.drafts.results))
+    stage.window.open_model_popup("draft")
+    stage.settle(0.3)
+    stage.window.popup.show_end()
+    return stage.window.popup
+
+
 def tinted(stage: Stage) -> None:
     """An answer of which two thirds were guessed, with adapters and figures in the footer."""
     from dataclasses import replace
@@ -455,6 +483,7 @@ STATES: dict[str, Callable[[Stage], object]] = {
     "draft": draft,
     "draft-measuring": draft_measuring,
     "draft-measured": draft_measured,
+    "draft-own-layer": draft_own_layer,
     "tinted": tinted,
     "context-full": context_full,
     "editing": editing,
