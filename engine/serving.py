@@ -515,7 +515,12 @@ class Serving:
 
     def _jump_ahead(self, sequence: Sequence) -> None:
         """Adds the tokens that the grammar of an answer forces; the next step computes them all at once."""
-        for token in self._forced(sequence):
+        try:
+            forced = self._forced(sequence)
+        except RealmError as error:
+            self._fail(sequence, error)
+            return
+        for token in forced:
             sequence.guess = None
             sequence.sampler.accept(token)
             now = perf_counter()

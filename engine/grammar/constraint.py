@@ -6,13 +6,12 @@ from engine.errors import RequestError
 from engine.grammar.automaton import build
 from engine.grammar.gbnf import parse_gbnf
 from engine.grammar.jump import jump_tokens
-from engine.grammar.masks import Allowed, Masks
+from engine.grammar.masks import MOST_BYTES, Allowed, Masks
 from engine.grammar.states import DEAD, END, States
 from engine.grammar.syntax import TokenIs
 from engine.grammar.trie import Spelling, token_trie
 
 MOST_STATES = 100_000
-MOST_BYTES = 256 * 2**20
 LONGEST_JUMP = 1024  # bytes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from typing import NoReturn
 
 from engine.errors import RequestError
@@ -42,6 +43,7 @@ class _Parser:
     def __init__(self, text: str) -> None:
         self._text = text
         self._at = 0
+        self._lines = [0, *(end + 1 for end, char in enumerate(text) if char == "\n")]
         self._rules: dict[str, Rule] = {}
         self._refs: list[Ref] = []
         self._depth = 0
@@ -272,8 +274,8 @@ class _Parser:
                 self._at += 1
 
     def _place(self) -> Place:
-        before = self._text[: self._at]
-        return Place(before.count("\n") + 1, len(before) - before.rfind("\n"))
+        line = bisect_right(self._lines, self._at)
+        return Place(line, self._at - self._lines[line - 1] + 1)
 
     def _fail(self, what: str, place: Place | None = None, hint: str = "") -> NoReturn:
         raise RequestError(f"The grammar cannot be used: {what} ({place or self._place()}).", hint)

@@ -13,6 +13,7 @@ from engine.grammar.trie import TokenTrie
 Ids = NDArray[np.int64]
 
 
+MOST_BYTES = 256 * 2**20  # of what is kept
 WORTH_PRUNING = 128  # nodes of the trie at one depth
 PATIENCE = 4  # answers about single tokens before the whole mask is made
 FEW, FEW_CHILDREN = 8, 32
@@ -60,8 +61,15 @@ class Masks:
     def allowed(self, state: int) -> Allowed:
         found = self._of_state.get(state)
         if found is None:
+            if self.held_bytes > MOST_BYTES:  # an answer that counts its characters has a mask of its own at each
+                self._forget()
             found = self._of_state[state] = self._find(state)
         return found
+
+    def _forget(self) -> None:
+        for kept in (self._tops, self._allowed, self._of_state, self._asked):
+            kept.clear()
+        self.held_bytes = 0
 
     def unknown(self, state: int) -> bool:
         """Whether `allowed` would have to walk the vocabulary. Says so a few times only: a mask that is wanted again

@@ -18,11 +18,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.errors import RequestError
 from engine.grammar.automaton import Automaton
 from engine.grammar.trie import CLASS_BITS, MULTIBYTE
 
 END, ANY_CALLER = 0, 1
 DEAD = 0  # the state without nodes
+MOST_WAYS = 4096
+"""Ways to read one text that are followed side by side."""
 MANY = 256
 _UNFILLED = -1
 _TAIL = (0x80, 0xBF)
@@ -223,6 +226,11 @@ class States:
         known = self._state_ids.get(key)
         if known is not None:
             return known
+        if len(key) > MOST_WAYS:
+            raise RequestError(
+                f"The grammar cannot be followed: a text can be read in more than {MOST_WAYS} ways at once.",
+                "Leave fewer ways to read the same text: rules that begin alike, or repetitions of repetitions.",
+            )
         number = self._state_ids[key] = len(self.nodes)
         self.nodes.append(key)
         if number == len(self.row_of):

@@ -62,8 +62,17 @@ def _check_order(samplers: Any) -> None:
 
 
 def _check_breakers(breakers: Any) -> None:
-    if isinstance(breakers, str) or not all(isinstance(text, str) and text for text in breakers):
+    if isinstance(breakers, str) or not all(isinstance(text, str) and text and _is_text(text) for text in breakers):
         raise _refusal("dry_sequence_breakers", breakers, "a list of texts that are not empty")
+
+
+def _is_text(text: str) -> bool:
+    """Whether UTF-8 can spell it: half a surrogate pair cannot be, unless it stands for a byte of a command line."""
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _number(name: str, value: Any, wanted: str, low: float = -math.inf, high: float = math.inf) -> float:

@@ -12,7 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.api import DraftKind, DraftOptions, GenerateRequest, LoadOptions, SamplingParams, StopReason, Token
+from engine.api import (
+    DraftKind,
+    DraftOptions,
+    Failed,
+    Finished,
+    GenerateRequest,
+    LoadOptions,
+    SamplingParams,
+    StopReason,
+    Token,
+)
 from engine.engine import Engine
 from engine.errors import RequestError
 from engine.grammar import Grammars
@@ -175,6 +185,16 @@ def test_a_vocabulary_without_end_tokens_ends_when_the_grammar_does(start: Start
 def test_what_cannot_be_answered_is_said(start: Start, request_: GenerateRequest, says: str) -> None:
     with pytest.raises(RequestError, match=re.escape(says)):
         generate(start(FakeBundle(FakeModel())), request_)
+
+
+def test_a_grammar_that_reads_a_text_in_too_many_ways_ends_its_answer_alone(start: Start) -> None:
+    engine = start(FakeBundle(FakeModel()))
+    endless = replace(GREEDY, logit_bias={END: -1000.0})
+    many = engine.submit(ask(grammar='root ::= s\ns ::= "a" s s s | "a" s s | "a"', sampling=endless))
+    other = engine.submit(ask())
+    [error] = [event.error for event in many if isinstance(event, Failed)]
+    assert "more than 4096 ways at once" in str(error)
+    assert re.fullmatch(PATTERN, "".join(event.text for event in other if isinstance(event, Token | Finished)))
 
 
 def test_the_starter_model_answers_in_json_of_a_schema(starter_model: Path) -> None:

@@ -42,10 +42,12 @@ def expected_ids(expression: Expression, spelling: Spelled) -> set[int]:
 
 @pytest.fixture(params=[masks.WORTH_PRUNING, 0], autouse=True)
 def pruning(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Large and small vocabularies go different ways; here the small ones go both."""
+    """Large and small vocabularies go different ways; here the small ones go both. What masks keep is forgotten where
+    it grows large, here at once."""
     monkeypatch.setattr(masks, "WORTH_PRUNING", request.param)
     if not request.param:
         monkeypatch.setattr(masks, "FEW", 0)
+        monkeypatch.setattr(masks, "MOST_BYTES", 0)
 
 
 @given(languages(), st.integers(0, 5), st.integers(0, 2**32), st.booleans())
@@ -170,3 +172,14 @@ def test_hidden_tokens_come_only_where_they_are_named() -> None:
     assert constraint.may_end
     assert not constraint.complete
     constraint.accept(spelling.end)
+
+
+def test_what_masks_keep_is_forgotten_within_an_answer_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(masks, "MOST_BYTES", 4000)
+    spelling = vocabulary(1)
+    constraint = CompiledGrammar("root ::= .{0,500}", spelling, spelling.n_vocab).start()
+    for _ in range(400):
+        token = spelling.texts.index(b"a")
+        assert token in allowed_ids(constraint, spelling.n_vocab)
+        constraint.accept(token)
+        assert constraint._masks.held_bytes < 10_000

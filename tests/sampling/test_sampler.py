@@ -175,6 +175,7 @@ def test_invalid_logits_are_a_device_error(bad: float, params: SamplingParams) -
         ("dry_penalty_last_n", -2),
         ("dry_sequence_breakers", "abc"),
         ("dry_sequence_breakers", ("",)),
+        ("dry_sequence_breakers", ("\ud800",)),
         ("dynatemp_range", -0.1),
         ("dynatemp_exponent", math.inf),
         ("top_n_sigma", math.nan),
