@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
+from engine.drafts.speculation import Pace, Planned, Speculation
+from engine.drafts.worth import Worth
 from engine.gguf import GGUFFile
 from engine.gguf.write import GGUFWriter, NewTensor, float32_key, string_key, uint32_key
 from engine.quants import QuantType
@@ -72,6 +75,32 @@ def rigged_glm(n_vocab: int, *, from_rows: bool) -> tuple[Tensors, NDArray[np.in
     parts = (nothing, step) if from_rows else (np.eye(width, dtype=np.float32), nothing)
     tensors[f"blk.{LAYERS}.nextn.eh_proj.weight"] = np.concatenate(parts, axis=1)
     return tensors, following
+
+
+def guessing_glm(n_vocab: int) -> Tensors:
+    """A model whose next token depends on the last one more than on those before, and a layer that sees that one: its
+    guesses are right a little more often than not."""
+    tensors, name = random_glm(n_vocab, 64, scale=0.15), f"blk.{LAYERS}.nextn"
+    eye = np.eye(64, dtype=np.float32)
+    tensors[f"{name}.eh_proj.weight"] = np.concatenate([4.0 * eye, 0.0 * eye], axis=1)
+    tensors[f"{name}.enorm.weight"] = np.ones(64, np.float32)
+    tensors[f"{name}.shared_head_norm.weight"] = tensors["output_norm.weight"]
+    return tensors
+
+
+def check_every_guess(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guesses of models and layers are checked whether they pay or not; nothing is looked up in the text instead."""
+    choose = Speculation._choose
+
+    def check_all(self: Speculation, planned: list[Planned], n_plain: int, spent: float) -> None:
+        for one in planned:
+            one.probe = min(5, len(one.guess.tokens))
+        choose(self, planned, n_plain, spent)
+
+    monkeypatch.setattr(Speculation, "_choose", check_all)
+    monkeypatch.setattr(Pace, "rests", lambda self: False)
+    monkeypatch.setattr(Speculation, "_looked_up", lambda self, sequences, n_plain, resting: [])
+    monkeypatch.setattr(Worth, "choose", lambda self, sequences: [self._first(s) for s in sequences])
 
 
 def write(path: Path, vocabulary: Path, tensors: Tensors, **keys: Any) -> Path:

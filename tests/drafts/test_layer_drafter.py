@@ -23,15 +23,13 @@ from engine.api import (
 )
 from engine.devices import list_devices
 from engine.drafts.layer import LayerDrafter
-from engine.drafts.speculation import Pace, Planned, Speculation
-from engine.drafts.worth import Worth
 from engine.engine import Engine
 from engine.errors import RequestError
 from engine.gguf import GGUFFile
 from engine.stream import Stream
 from engine.tokenizer.vocabulary import read_vocabulary
 from tests.adapters.writer import write_gguf_adapter
-from tests.drafts.predicting_files import LAYERS, random_glm, rigged_glm, write
+from tests.drafts.predicting_files import LAYERS, check_every_guess, random_glm, rigged_glm, write
 
 LAYER, NGRAM = DraftOptions(DraftKind.MODEL), DraftOptions(DraftKind.NGRAM)
 GREEDY = SamplingParams(temperature=0)
@@ -40,17 +38,7 @@ DEVICES = ["numpy", *(["opencl"] if any(d.id.startswith("opencl") and not d.prob
 
 @pytest.fixture(autouse=True)
 def guesses_are_checked_whether_they_pay_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    choose = Speculation._choose
-
-    def check_all(self: Speculation, planned: list[Planned], n_plain: int, spent: float) -> None:
-        for one in planned:
-            one.probe = min(5, len(one.guess.tokens))
-        choose(self, planned, n_plain, spent)
-
-    monkeypatch.setattr(Speculation, "_choose", check_all)
-    monkeypatch.setattr(Pace, "rests", lambda self: False)
-    monkeypatch.setattr(Speculation, "_looked_up", lambda self, sequences, n_plain, resting: [])
-    monkeypatch.setattr(Worth, "choose", lambda self, sequences: [self._first(s) for s in sequences])
+    check_every_guess(monkeypatch)
 
 
 @pytest.fixture(scope="module")

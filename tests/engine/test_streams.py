@@ -1,6 +1,6 @@
 """Everything at once on real backends: joins, leaves, cancels, parallel answers, priorities, suspensions, swapping,
-sessions, full contexts, adapter switches, grammars, and guesses right and wrong. Every answer equals the one that its
-request gets alone, and every KV block is given back."""
+sessions, full contexts, adapter switches, grammars, and guesses right and wrong, of a layer in the model's file too.
+Every answer equals the one that its request gets alone, and every KV block is given back."""
 
 from __future__ import annotations
 
@@ -32,17 +32,23 @@ from engine.api import (
     StopReason,
     Token,
 )
+from engine.batch import PredictionModel
 from engine.drafts.guess import Guess
+from engine.drafts.layer import LayerDrafter
+from engine.drafts.loaded import LoadedLayer
 from engine.drafts.speculation import Planned, Speculation
 from engine.errors import ContextFullError
-from engine.loader import load_model
+from engine.gguf import GGUFFile
+from engine.loader import load_model, load_prediction
 from engine.request import parallel_request
 from engine.scheduler import Scheduler
 from engine.sequence import Sequence
 from engine.serving import Serving
 from engine.stream import Stream
 from engine.swap import HostMemory
-from tests.adapters.writer import MODULES, write_peft
+from engine.tokenizer.vocabulary import read_vocabulary
+from tests.adapters.writer import MODULES, write_gguf_adapter, write_peft
+from tests.drafts.predicting_files import EXPERT_FF, EXPERTS, check_every_guess, guessing_glm, write
 
 CONTEXT = 160
 MOST_BLOCKS = 12
@@ -113,6 +119,7 @@ class Streams(RuleBasedStateMachine):
     adapters: ClassVar[list[Path]]
     lone: ClassVar[Serving]
     known: ClassVar[dict[str, tuple[list[int], StopReason]]]
+    layer: ClassVar[PredictionModel | None] = None  # guesses in place of the Seer
 
     @initialize(
         n_blocks=st.integers(LONE_BLOCKS, MOST_BLOCKS),
@@ -127,7 +134,10 @@ class Streams(RuleBasedStateMachine):
         self.serving._scheduler = self.scheduler
         self.n_blocks = n_blocks
         self.asked: list[Asked] = []
-        self.serving.speculation.set_drafter(DraftKind.MODEL, Seer(self.asked))
+        if self.layer is None:
+            self.serving.speculation.set_drafter(DraftKind.MODEL, Seer(self.asked))
+        else:
+            self.serving.set_draft(LoadedLayer(self.layer, b.info))
         self.folder = Path(tempfile.mkdtemp())
 
     @rule(
@@ -300,32 +310,37 @@ class Streams(RuleBasedStateMachine):
             if one.ended.reason is not StopReason.CANCELLED:
                 assert one.got == one.expected
                 assert one.ended.reason is one.reason
+        drafter = self.serving.speculation.drafter(DraftKind.MODEL)
+        if isinstance(drafter, LayerDrafter):
+            assert not drafter._followers
+            for idle in drafter._idle:
+                drafter.blocks.release(idle.blocks)
+            assert drafter.blocks.free == drafter.model.n_blocks
         self.serving.sessions.close()
         shutil.rmtree(self.folder)
 
 
-@pytest.mark.parametrize(
-    ("device", "examples"),
-    [
-        ("numpy", 6),
-        ("opencl", 5),
-        pytest.param("numpy", 50, marks=pytest.mark.slow),
-        pytest.param("opencl", 100, marks=pytest.mark.slow),
-    ],
-)
-def test_every_answer_equals_its_lone_run(device: str, examples: int, fixtures_dir: Path, tmp_path: Path) -> None:
+COUNTS = [
+    ("numpy", 6),
+    ("opencl", 5),
+    pytest.param("numpy", 50, marks=pytest.mark.slow),
+    pytest.param("opencl", 100, marks=pytest.mark.slow),
+]
+
+
+def run_machine(path: Path, device: str, examples: int, adapters_: list[Path], *, with_layer: bool) -> None:
     options = LoadOptions(device=device, context_length=CONTEXT, kv_tokens=(MOST_BLOCKS + LONE_BLOCKS) * 32)
-    bundle = load_model(fixtures_dir / "tiny_models" / "llama.gguf", options, lambda *_: None)
+    bundle = load_model(path, options, lambda *_: None)
     assert isinstance(bundle.base, AdapterBase)
 
     class OnDevice(Streams):
         exact = device != "numpy"
-        adapters: ClassVar[list[Path]] = [
-            write_peft(tmp_path / str(seed), MODULES, seed=seed, rank=3 + seed, size=2.0) for seed in range(2)
-        ]
+        adapters: ClassVar[list[Path]] = adapters_
         lone: ClassVar[Serving] = Serving(bundle.model, bundle.tokenizer, bundle.template, bundle.info, bundle.base)
         known: ClassVar[dict[str, tuple[list[int], StopReason]]] = {}
 
+    if with_layer:
+        OnDevice.layer = load_prediction(bundle.model, bundle.info, options, lambda *_: None, lambda: False)
     OnDevice.bundle = bundle
     OnDevice.lone._scheduler = Scheduler(MOST_BLOCKS + LONE_BLOCKS, 64, CONTEXT, bundle.model)
     OnDevice.lone._scheduler.blocks.allocate(MOST_BLOCKS)  # those are for the many
@@ -336,3 +351,31 @@ def test_every_answer_equals_its_lone_run(device: str, examples: int, fixtures_d
         ),
     )
     OnDevice.lone.close()
+
+
+@pytest.mark.parametrize(("device", "examples"), COUNTS)
+def test_every_answer_equals_its_lone_run(device: str, examples: int, fixtures_dir: Path, tmp_path: Path) -> None:
+    adapters = [write_peft(tmp_path / str(seed), MODULES, seed=seed, rank=3 + seed, size=2.0) for seed in range(2)]
+    run_machine(fixtures_dir / "tiny_models" / "llama.gguf", device, examples, adapters, with_layer=False)
+
+
+@pytest.mark.parametrize(("device", "examples"), COUNTS)
+def test_with_a_layer_that_predicts_too(
+    device: str, examples: int, fixtures_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its guesses are right more often than not, and checked whether they pay or not."""
+    check_every_guess(monkeypatch)
+    vocabulary = fixtures_dir / "tiny_models" / "llama.gguf"
+    with GGUFFile.open(vocabulary) as file:
+        n_vocab = len(read_vocabulary(file).tokens)
+    path = write(tmp_path / "guessing.gguf", vocabulary, guessing_glm(n_vocab))
+    adapters = []
+    for seed in range(2):
+        random = np.random.default_rng(seed)
+        shapes = {"output": (n_vocab, 64), "blk.0.attn_v": (64, 64), "blk.1.ffn_up_exps": (EXPERTS, EXPERT_FF, 64)}
+        tensors = {}
+        for name, (*stack, rows, columns) in shapes.items():
+            tensors[f"{name}.weight.lora_a"] = random.standard_normal((*stack, 3 + seed, columns))
+            tensors[f"{name}.weight.lora_b"] = random.standard_normal((*stack, rows, 3 + seed))
+        adapters.append(write_gguf_adapter(tmp_path / f"{seed}.gguf", "glm4moe", tensors))
+    run_machine(path, device, examples, adapters, with_layer=True)
