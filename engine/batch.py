@@ -60,6 +60,10 @@ class MemoryUse:
     streamed_bytes: int = 0
     idle_bytes: int = 0
 
+    @property
+    def total_bytes(self) -> int:
+        return self.weight_bytes + self.kv_bytes + self.scratch_bytes
+
 
 class LoadedModel(Protocol):
     """A model on a device, ready to step. Used from the engine's thread only."""

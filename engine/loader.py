@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engine.adapters import AdapterBase
@@ -18,7 +18,7 @@ from engine.errors import ModelFileError, RequestError
 from engine.fingerprint import model_fingerprint
 from engine.gguf import GGUFFile
 from engine.memory_plan import MemoryPlan
-from engine.placement import blocks_for, place_all, place_beside, plan_places
+from engine.placement import blocks_for, place_all, place_beside, plan_beside, plan_places
 from engine.tokenizer import Tokenizer
 
 DEFAULT_CONTEXT = 8192
@@ -161,9 +161,19 @@ def plan_model(path: Path, options: LoadOptions) -> MemoryPlan:
     with GGUFFile.open(path) as file:
         trained = read_trained_context_length(file)
         wanted, default = _context_length(options), min(trained, DEFAULT_CONTEXT)
-        graph = read_architecture(file, wanted or default).graph
+        architecture = read_architecture(file, wanted or default)
+        graph, layer = architecture.graph, architecture.prediction
         Tokenizer.from_gguf(file)  # it is part of what the process takes
-        return plan_places(file, graph, options, wanted, default)[1]
+        places, plan = plan_places(file, graph, options, wanted, default)
+        if layer is None:
+            return plan
+        blocks, budget = blocks_for(graph, options, plan.context_length), plan.weight_budget
+        model = place_all(file, places, blocks, options.kv_type, _nothing, lambda: False, True, budget)
+        return replace(plan, layer=plan_beside(file, layer, model, options.kv_type))
+
+
+def _nothing(stage: str, fraction: float, detail: str) -> None:
+    pass
 
 
 def _context_length(options: LoadOptions) -> int | None:

@@ -48,6 +48,7 @@ class MemoryPlan:
     limited: the context is shorter than it would be with more memory.
     weight_budget: the bytes that weights have to keep to; streamed_bytes of them are read in every step.
     idle_bytes: the part of scratch_bytes that one answer alone does not touch.
+    layer: what a layer of the file that predicts further tokens takes beside, once it is loaded to guess.
     """
 
     device: DeviceInfo
@@ -61,6 +62,7 @@ class MemoryPlan:
     weight_budget: int | None = None
     streamed_bytes: int = 0
     idle_bytes: int = 0
+    layer: MemoryUse | None = None
 
     @property
     def device_bytes(self) -> int:
@@ -100,7 +102,7 @@ def plan_memory(
         return MemoryPlan(device, length, *sizes, process, free, limited, budget, use.streamed_bytes, use.idle_bytes)
 
     whole, least = _try(predict, context), min(context, LEAST_CONTEXT)
-    if whole is not None and (not free or _total(whole) <= free):
+    if whole is not None and (not free or whole.total_bytes <= free):
         return plan(context, whole)
     fits = _longest(predict, free, least, context)
     if fits is not None and wanted is None:
@@ -117,7 +119,7 @@ def plan_memory(
     raise OutOfMemoryError(
         f"{name} needs {_gb(smallest.weight_bytes)} for its weights, {_gb(smallest.kv_bytes)} for a context of "
         f"{context if whole else least} tokens and {_gb(smallest.scratch_bytes)} beside them, together "
-        f"{_gb(_total(smallest))}; {device.name} has {_gb(free)} for it.",
+        f"{_gb(smallest.total_bytes)}; {device.name} has {_gb(free)} for it.",
         _hint(fits),
     )
 
@@ -139,11 +141,7 @@ def _streamed(predict: Predict, free: int, length: int) -> tuple[MemoryUse, int]
         use = predict(length, max(0, budget))
     except OutOfMemoryError:
         return None
-    return (use, budget) if _total(use) <= free else None
-
-
-def _total(use: MemoryUse) -> int:
-    return use.weight_bytes + use.kv_bytes + use.scratch_bytes
+    return (use, budget) if use.total_bytes <= free else None
 
 
 def _longest(predict: Predict, free: int, least: int, most: int) -> int | None:
@@ -151,7 +149,7 @@ def _longest(predict: Predict, free: int, least: int, most: int) -> int | None:
 
     def fits(length: int) -> bool:
         use = _try(predict, length)
-        return use is not None and (not free or _total(use) <= free)
+        return use is not None and (not free or use.total_bytes <= free)
 
     if not fits(least):
         return None

@@ -94,22 +94,28 @@ def place_beside(
 ) -> PredictionModel:
     """Puts a layer onto the device of the model that it belongs to, with a cache for as many tokens; weights that both
     read are there once. Raises OutOfMemoryError."""
-    last = model.last if isinstance(model, SplitModel) else model
-
-    def place(plan_only: bool) -> PartModel:
-        arguments = (file, graph, last.device, model.n_blocks, kv_type, progress, cancelled, plan_only, None, last)
-        return _place(*arguments)
-
-    use = place(plan_only=True).memory()
-    wanted, free = use.weight_bytes + use.kv_bytes + use.scratch_bytes, free_memory_bytes(last.device)
+    device = _last(model).device
+    wanted, free = plan_beside(file, graph, model, kv_type).total_bytes, free_memory_bytes(device)
     if free and wanted > free:
         raise OutOfMemoryError(
-            f"The layer that guesses takes {wanted / 1e9:.2f} GB, but {last.device.name} has {free / 1e9:.2f} GB free.",
+            f"The layer that guesses takes {wanted / 1e9:.2f} GB, but {device.name} has {free / 1e9:.2f} GB free.",
             "Load the model with a shorter context, or guess from the text itself (n-gram).",
         )
-    placed = place(plan_only=False)
+    placed = _place(file, graph, device, model.n_blocks, kv_type, progress, cancelled, beside=_last(model))
     assert isinstance(placed, KeepsRows)
     return cast("PredictionModel", placed)
+
+
+def plan_beside(file: GGUFFile, graph: Graph, model: LoadedModel, kv_type: str) -> MemoryUse:
+    """What place_beside takes on the device, of a model that may be planned only."""
+    last = _last(model)
+    return _place(
+        file, graph, last.device, model.n_blocks, kv_type, lambda *_: None, lambda: False, plan_only=True, beside=last
+    ).memory()
+
+
+def _last(model: LoadedModel) -> LoadedModel:
+    return model.last if isinstance(model, SplitModel) else model
 
 
 def plan_places(
@@ -152,8 +158,7 @@ def _shared(file: GGUFFile, graph: Graph, gpu: DeviceInfo, options: LoadOptions,
             )
         except OutOfMemoryError:
             return False
-        use = part.memory()
-        return use.weight_bytes + use.kv_bytes + use.scratch_bytes <= free
+        return part.memory().total_bytes <= free
 
     low, high = 0, len(layer_starts(graph)) + 1
     while high - low > 1:

@@ -11,8 +11,9 @@ from app.cli.models import STARTER, model_path, open_file
 from app.cli.options import add_device_arguments, add_json_argument
 from app.cli.terminal import bytes_text, count_text, printable, table, write_json
 from engine.adapters import is_adapter, read_adapter
-from engine.architectures import is_encoder, read_pooling
+from engine.architectures import is_encoder, read_architecture, read_pooling
 from engine.drafts.fit import check_draft
+from engine.errors import RealmError
 from engine.gguf import GGUFFile
 from engine.memory_plan import MemoryPlan
 
@@ -139,8 +140,30 @@ def model_facts(file: GGUFFile) -> dict[str, Any]:
         "tokenizer": {"model": _scalar(file, "tokenizer.ggml.model"), "pre": _scalar(file, "tokenizer.ggml.pre")},
         "is_encoder": is_encoder(file),
         "pooling": read_pooling(file) or None,
+        **_prediction(file),
         "has_chat_template": isinstance(file.metadata.get("tokenizer.chat_template"), str),
     }
+
+
+def _prediction(file: GGUFFile) -> dict[str, Any]:
+    """Of layers that predict further tokens: how many the file says that it has, whether one can guess, or why not."""
+    count = _scalar(file, f"{file.metadata.get('general.architecture')}.nextn_predict_layers") or 0
+    predicts, why = False, ""
+    if count:
+        try:
+            architecture = read_architecture(file)
+            predicts, why = architecture.prediction is not None, architecture.no_prediction
+        except RealmError as error:
+            why = error.message
+    return {"prediction_layers": count, "predicts": predicts, "no_prediction": why or None}
+
+
+def _prediction_text(facts: dict[str, Any]) -> str | None:
+    if not facts["prediction_layers"]:
+        return None
+    if facts["predicts"]:
+        return "a layer that predicts further tokens can guess (`--mtp`)"
+    return facts["no_prediction"] or f"Realm uses no such layers of {facts['architecture']} models."
 
 
 def _plan(args: argparse.Namespace) -> MemoryPlan:
@@ -162,6 +185,7 @@ def _plan_facts(plan: MemoryPlan) -> dict[str, Any]:
         "peak_bytes": plan.peak_bytes,
         "free_bytes": plan.free_bytes,
         "streamed_bytes": plan.streamed_bytes,
+        "layer": plan.layer and asdict(plan.layer),
     }
 
 
@@ -175,8 +199,14 @@ def _plan_rows(plan: MemoryPlan) -> list[list[str]]:
         ["scratch", bytes_text(plan.scratch_bytes)],
         *([["from the file", f"{bytes_text(plan.streamed_bytes)} in every step"]] if plan.streamed_bytes else []),
         ["together", f"{bytes_text(plan.device_bytes)} on the device"],
+        *([["with --mtp", _layer_text(plan, plan.layer.total_bytes)]] if plan.layer else []),
         ["process", f"{bytes_text(plan.peak_bytes)} at its peak, when one answer uses the whole context"],
     ]
+
+
+def _layer_text(plan: MemoryPlan, more: int) -> str:
+    lacks = bool(plan.free_bytes) and plan.device_bytes + more > plan.free_bytes
+    return f"{bytes_text(more)} more" + ", which is not there: choose a shorter context" * lacks
 
 
 def tensor_facts(file: GGUFFile) -> list[dict[str, Any]]:
@@ -210,6 +240,7 @@ def _rows(facts: dict[str, Any]) -> list[list[str]]:
         ("chat template", "yes" if facts["has_chat_template"] else "no"),
         ("kind", "an encoder: it turns texts into vectors (`realm embed`) and cannot chat" * facts["is_encoder"]),
         ("pooling", facts["pooling"]),
+        ("prediction", _prediction_text(facts)),
         ("license", facts["license"]),
     ]
     return [[label, printable(str(value))] for label, value in rows if value not in (None, "")]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from engine.api import LoadOptions
+from engine.engine import Engine
 from engine.gguf import GGUFFile
 from engine.tokenizer.vocabulary import read_vocabulary
-from tests.drafts.predicting_files import rigged_glm, write
+from tests.drafts.predicting_files import LAYERS, random_glm, rigged_glm, write
 
 from .conftest import Realm
 
@@ -45,6 +48,33 @@ def test_a_layer_of_the_models_own_guesses(realm: Realm, tiny_model: Path, tmp_p
     assert realm(*generate, "--draft", model).json["timings"]["accepted_tokens"] > 0
     bench = realm("bench", "--model", model, "--device", "numpy", "-n", 8, "-r", 1, "--mtp")
     assert "guessed by its own layer" in bench.out
+
+
+@pytest.mark.parametrize("device", ["numpy", "opencl"])
+def test_info_tells_of_a_layer_that_predicts_and_what_it_takes(
+    realm: Realm, tiny_model: Path, tmp_path: Path, device: str
+) -> None:
+    """What is planned for it is what it takes, less the weights that it shares with the model."""
+    with GGUFFile.open(tiny_model) as file:
+        n_vocab = len(read_vocabulary(file).tokens)
+    tensors = random_glm(n_vocab, 64)
+    model = write(tmp_path / "random.gguf", tiny_model, tensors)
+    info = ("info", model, "--plan", "--device", device, "--context-length", 512)
+    facts = realm(*info, "--json").json
+    assert (facts["prediction_layers"], facts["predicts"], facts["no_prediction"]) == (1, True, None)
+    with Engine() as engine:
+        options = LoadOptions(device=device, context_length=512)
+        engine.load(model, options).result(60)
+        layer = engine.load_draft(model, options).result(60)
+    planned = facts["plan"]["layer"]
+    assert (planned["weight_bytes"], planned["kv_bytes"]) == (layer.weight_bytes, layer.kv_bytes)
+    out = realm(*info).out
+    assert "can guess (`--mtp`)" in out
+    assert re.search(r"with --mtp +\S+ \wB more", out)
+    del tensors[f"blk.{LAYERS}.nextn.eh_proj.weight"]
+    out = realm("info", write(tmp_path / "incomplete.gguf", tiny_model, tensors)).out
+    assert "cannot be used" in out
+    assert "prediction" not in realm("info", tiny_model).out
 
 
 def test_a_person_is_told_what_came_of_it(realm: Realm, tiny_model: Path, draft: Path) -> None:

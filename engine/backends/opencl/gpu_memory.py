@@ -40,7 +40,7 @@ class Room:
     def wanted(self) -> str:
         """What the model needs, in words."""
         use = self.memory()
-        needed = use.weight_bytes + use.kv_bytes + use.scratch_bytes
+        needed = use.total_bytes
         return (
             f"This model needs {needed / 1e9:.2f} GB of memory ({use.weight_bytes / 1e9:.2f} for its weights, "
             f"{use.kv_bytes / 1e9:.2f} for a context of {self.positions} tokens)"

@@ -174,7 +174,7 @@ class OpenCLModel:
         except cl.MemoryError as error:
             self.close()
             memory = self.memory()
-            wanted = memory.weight_bytes + memory.kv_bytes + memory.scratch_bytes
+            wanted = memory.total_bytes
             raise OutOfMemoryError(
                 f"{self._on.handle.name.strip()} has too little memory for this model: it needs {wanted / 1e9:.1f} GB.",
                 "Choose a smaller model, a shorter context, or the device numpy.",

@@ -62,10 +62,10 @@ class DeviceWeights:
         self.device = device
         self.matrices = _matrices(graph)
         everything = graph.weights()
-        self._lent: dict[Weight, list[Piece]] = {}
+        self._lent: dict[Weight, DeviceWeights] = {}
         if lent is not None:
             same = (w for w in everything if w in lent.place and (w in lent.matrices) == (w in self.matrices))
-            self._lent = {w: lent.pieces_of(w) for w in same if w not in lent.streamed}
+            self._lent = {w: lent for w in same if w not in lent.streamed}
         self.weights = weights = [w for w in everything if w not in self._lent]
         self.types = {w.name: self._type(w) for w in everything}
         self.place: dict[Weight, tuple[int, int]] = {}
@@ -104,7 +104,8 @@ class DeviceWeights:
     @property
     def in_use(self) -> list[Any]:
         """The buffers that `located` names."""
-        return [*self.buffers, *{id(piece.buffer): piece.buffer for of in self._lent.values() for piece in of}.values()]
+        lent = [piece.buffer for weight in self._lent for piece in self.pieces_of(weight)]
+        return [*self.buffers, *{id(buffer): buffer for buffer in lent}.values()]
 
     def located(self, weight: Weight) -> tuple[Any, int]:
         """The buffer that a weight is in, once they are loaded, and where in it."""
@@ -114,7 +115,7 @@ class DeviceWeights:
     def pieces_of(self, weight: Weight) -> list[Piece]:
         """Where all rows of a weight are, once they are loaded."""
         if weight in self._lent:
-            return self._lent[weight]
+            return self._lent[weight].pieces_of(weight)
         cuts = self._cuts.get(weight) or [(0, weight.rows, *self.place[weight])]
         return [Piece(first, n, self.buffers[index], offset) for first, n, index, offset in cuts]
 
