@@ -1,5 +1,5 @@
 // Two panels of bytes times four rows of activations, with fewer products, for processors that add vectors beside
-// multiplying them (those of AMD, which have four pipes for vectors and multiply in two).
+// multiplying them (those of AMD, which have four pipes for vectors and multiply in two), as measured (cpu_choices.py).
 //
 // After Winograd: x1 w1 + x2 w2 = (x1 + w2) (x2 + w1) - x1 x2 - w1 w2, one product and two sums for two products; what is
 // taken off depends on activations alone (prepare.cl has it) or on weights alone (Panel.less). It takes place among the

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from engine.api import LoadOptions
-from engine.backends.opencl import platforms, pocl
+from engine.backends.opencl import cpu_choices, platforms, pocl
 from engine.backends.opencl.weights import DeviceWeights
 from engine.devices import choose_device, list_devices
 from engine.errors import DeviceError, OutOfMemoryError
@@ -156,3 +156,21 @@ def test_the_best_variants_are_found_once_for_a_processor(tmp_path: Path, monkey
         assert probed
     finally:
         keep_in(None)
+
+
+def test_products_in_pairs_are_chosen_by_measuring_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = next((d for d in platforms.devices() if d.is_cpu), None)
+    if device is None or device.variants[0].name != "avx512-vnni":
+        pytest.skip("no processor that has both ways")
+    monkeypatch.delenv("REALM_KERNEL_VARIANT", raising=False)
+    options = [option for variant in device.variants for option in variant.options]
+    assert cpu_choices.pairs_pay(device, options) in (True, False)
+    for pays in (True, False):
+        keep_in(tmp_path / str(pays))
+        try:
+            monkeypatch.setattr(cpu_choices, "pairs_pay", lambda *_, pays=pays: pays)
+            assert ("-DREALM_PAIRS" in platforms.Device(0, device.handle).options) == pays
+            monkeypatch.setattr(cpu_choices, "pairs_pay", None)  # asked again, it fails
+            assert ("-DREALM_PAIRS" in platforms.Device(0, device.handle).options) == pays
+        finally:
+            keep_in(None)

@@ -191,8 +191,10 @@ class Device:
     def _about_variants(self) -> dict[str, str | int]:
         """What decides which variants are the best."""
         tried = read("common.cl") + _PROBE + repr(HALF_VARIANTS + DOT_VARIANTS)
+        return {"variants": hashlib.sha256(tried.encode()).hexdigest()[:16], **self._about_device()}
+
+    def _about_device(self) -> dict[str, str | int]:
         return {
-            "variants": hashlib.sha256(tried.encode()).hexdigest()[:16],
             "device": self.handle.name.strip(),
             "driver": f"{self.handle.platform.name} {self.handle.platform.version} {self.handle.driver_version}",
             "processor": " ".join(sorted(pocl.processor_flags())) if self.is_cpu else "",
@@ -201,9 +203,25 @@ class Device:
     @property
     def options(self) -> list[str]:
         found = [option for variant in self.variants for option in variant.options]
-        # AMD's processors multiply in two of four pipes for vectors; Intel's have two for all of 512 bits
-        pairs = self.variants[0].name == "avx512-vnni" and "amd" in self.handle.vendor.lower()
-        return [*found, "-DREALM_PAIRS"] if pairs else found
+        return [*found, "-DREALM_PAIRS"] if self._in_pairs else found
+
+    @_shared_property
+    def _in_pairs(self) -> bool:
+        """Whether cl_kernels/panel_pairs.cl is used: measured once, where there is a choice."""
+        from engine.backends.opencl.cpu_choices import pairs_pay, race_source
+
+        dot, half = self.variants
+        if dot.name != "avx512-vnni":
+            return False
+        if os.environ.get("REALM_KERNEL_VARIANT"):
+            return True  # what is asked for by name is all of it
+        source = hashlib.sha256(race_source().encode()).hexdigest()[:16]
+        kept = Kept({**self._about_device(), "pairs": source})
+        chosen = kept.read()
+        if "pairs" not in chosen:
+            chosen = {"pairs": "yes" if pairs_pay(self, [*dot.options, *half.options]) else "no"}
+            kept.write(chosen)
+        return chosen["pairs"] == "yes"
 
     @property
     def relax(self) -> str:

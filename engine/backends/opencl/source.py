@@ -30,7 +30,7 @@ def tools_source(names: Iterable[str]) -> str:
     return "\n".join((repack_source(names), read("lora_pack.cl"), read("tools.cl")))
 
 
-def _panels() -> list[str]:
+def panels_source() -> list[str]:
     """Products of many rows, for activations as bytes and as words; of the former, one for each kind of tile."""
     tiles = []
     for values in product((1, 2), (4, 8), (1, 2), (0, 1)):
@@ -58,7 +58,7 @@ def step_source(names: Iterable[str], relax: str, max_width: int, kv_type: str) 
     kv_type: of KV_TYPES in engine/api.py.
     """
     names = list(names)
-    parts = [read("common.cl"), read("prepare.cl"), *_panels()]
+    parts = [read("common.cl"), read("prepare.cl"), *panels_source()]
     for name in names:
         body = ("matmul_float.cl",) if FORMATS[name].is_float else ("layout.cl", "matmul.cl")
         parts += [
