@@ -25,7 +25,7 @@
 // What the fields mean is said where an operation reads them; lowering.py fills them in.
 typedef struct {
     int kind, type, logit_rows, n, k, chunk, heads, kv_heads, head_width, value_width, how, act, gather, table, start;
-    int window, experts, used, shared, renormalise, groups, groups_used, out_stride, whole, site;
+    int window, experts, used, shared, renormalise, groups, groups_used, out_stride, whole, site, bounds;
     float epsilon, scale, cap;
     long p[8];
 } Op;
@@ -335,9 +335,7 @@ static void lora_heads_up(const __global Op *op, const __global int *in, int row
     }
 }
 
-// p: weights, x, out, bias, residual; n outputs in all, of `heads` matrices; out_stride: bytes of a group of weights; how: x is
-// float32; start: which of the phase's products it is
-static void matmul_chunk(const __global Op *op, const __global int *in, int rows, int c, const LoraChunks *lora)
+static Product product_of(const __global Op *op, int rows)
 {
     Product p;
     p.n = p.out_stride = op->n;
@@ -352,9 +350,34 @@ static void matmul_chunk(const __global Op *op, const __global int *in, int rows
     p.column_base = 0;
     p.heads = op->heads;
     p.entries = 0;
+    p.head = 0;
+    return p;
+}
+
+#ifdef REALM_BOUNDS
+// Whether a product's results, of which the largest are looked for, are bounds at first
+static inline int gives_bounds(const __global Op *op, const __global int *in)
+{
+    const int rows = in[IN_LOGIT_ROWS];
+    return op->bounds && in[IN_TOP] && in[IN_TOP] <= BOUND_MOST && rows >= BOUND_LEAST && rows <= BOUND_ROWS
+           && !in[IN_LOGIT_LORA_UNITS];
+}
+#endif
+
+// p: weights, x, out, bias, residual; n outputs in all, of `heads` matrices; out_stride: bytes of a group of weights; how: x is
+// float32; start: which of the phase's products it is
+static void matmul_chunk(const __global Op *op, const __global int *in, int rows, int c, const LoraChunks *lora)
+{
+    Product p = product_of(op, rows);
     const int groups = (op->n + 15) / 16, per_head = groups / op->heads, end = min((c + 1) * op->chunk, groups);
     const int units = op->site >= 0 ? LORA_UNITS(op) : 0;
     const int step = units && rows <= LORA_ROWS ? 2 : groups; // groups for which B is asked for at a time
+#ifdef REALM_BOUNDS
+    if (gives_bounds(op, in)) {
+        bound_rows(BYTES(op->p[0]), c * op->chunk, end, &p);
+        return;
+    }
+#endif
     for (int first = c * op->chunk; first < end;) {
         p.head = first / per_head;
         const int last = min(min(end, first + step), (p.head + 1) * per_head);
@@ -436,7 +459,14 @@ static void run_chunk(const __global Op *op, const __global int *in, int c, cons
     case OP_LORA:
         lora_chunk(op, in, rows, c);
         break;
-    case OP_TOP: // p: logits, out
+    case OP_TOP: // p: logits, out; bounds: the operation before is the product, whose results may be bounds
+#ifdef REALM_BOUNDS
+        if (gives_bounds(op, in)) {
+            const Product p = product_of(op - 1, rows);
+            find_top_of_bounds(BYTES(op[-1].p[0]), &p, c, in[IN_TOP_OF], in[IN_TOP], (__global Top *)op->p[1] + c);
+            break;
+        }
+#endif
         find_top(FLOATS(op->p[0]) + (long)c * op->k, in[IN_TOP_OF], in[IN_TOP], (__global Top *)op->p[1] + c);
         break;
     case OP_STORE_KV:

@@ -23,7 +23,7 @@ TARGETS = {
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_step_compiles_for_other_processors(tmp_path: Path, target: str, kv_type: str) -> None:
     path = tmp_path / "step.cl"
-    path.write_text(step_source(["Q4_K", "Q6_K", "F16"], "", 128, kv_type))
+    path.write_text(step_source(["Q4_K", "Q6_K", "F16"], "", 128, kv_type, "Q6_K"))
     command = [
         *(_clang(), "-x", "cl", "-cl-std=CL1.2", "-Xclang", "-finclude-default-header", "-fsyntax-only"),
         *("-Wall", "-Werror", "-Wno-unused-function", "-Wno-unused-variable", *TARGETS[target], str(path)),

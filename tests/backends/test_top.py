@@ -13,6 +13,7 @@ from engine.batch import GivesTop
 from engine.devices import list_devices
 from engine.engine import Engine
 from engine.graph import Graph
+from engine.quants import QuantType, quantize
 from engine.sampling.candidates import largest
 from tests.backends.memory_file import MemoryFile, load, one_sequence
 from tests.engine.generation import generate
@@ -53,6 +54,41 @@ def test_they_are_those_that_sorting_gives(executor: str, monkeypatch: pytest.Mo
             assert row.logits.tolist() == own[expected].tolist()
     few = model.top(one_sequence([0]), 64, 10)[0]
     assert sorted(few.ids.tolist()) == list(range(10))
+    model.close()
+
+
+@pytest.mark.parametrize("name", ["Q8_0", "Q6_K", "Q4_0"])
+def test_of_many_rows_they_are_the_same(name: str) -> None:
+    """With twelve rows and more, and few wanted, most logits are only bounded."""
+    n, among, k = 3001, 2990, 256
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((16, k)).astype(np.float32)
+    x[1, 7] = 1000
+    x[2] = 0
+    x[3, 32:] *= 1e-6
+    weights = rng.standard_normal((n, k)).astype(np.float32) * rng.lognormal(0, 1, (n, 1)).astype(np.float32)
+    weights[100:140] = weights[900]  # equal ones
+    blocks = x.reshape(16, -1, 32)
+    step = np.maximum(np.abs(blocks).max(axis=2, keepdims=True), 1e-30) / 127
+    rest = (blocks - np.rint(blocks / step) * step).reshape(16, k)  # what bytes miss, about
+    for at, sign in ((0, 1), (1500, -1), (2980, 1)):  # results that a byte a number gets as wrong as can be
+        weights[at : at + 5] = sign * 2e3 * rest[0] * np.arange(1, 6)[:, None]
+    file = MemoryFile()
+    graph = Graph(n_vocab=n, n_layers=0, n_kv_heads=1, head_width=16)
+    table = file.add("w", name, quantize(QuantType.by_name(name), weights), k)
+    graph.linear(graph.embed(file.add("x", "F32", np.concatenate([x, np.full_like(x[:1], np.nan)]), k)), table)
+    model = load("opencl", file, graph)
+    assert isinstance(model, GivesTop)
+    for tokens in (range(16), range(4, 13), [16, *range(12)]):
+        batch = one_sequence(list(tokens))
+        logits = model.forward(batch)[:, :among].copy()
+        for count in (1, 4, 40):
+            for row, own in zip(model.top(batch, count, among), logits, strict=True):
+                assert row.finite == np.isfinite(own).all()
+                if row.finite:
+                    expected = largest(own, count)
+                    assert row.ids.tolist() == expected.tolist()
+                    assert row.logits.tolist() == own[expected].tolist()
     model.close()
 
 

@@ -44,6 +44,10 @@ class Format:
         return self.element_bytes > 0
 
     @property
+    def has_minimum(self) -> bool:
+        return self.scales in ("S_DM", "S_KM", "S_K4M")
+
+    @property
     def largest_code(self) -> int:
         """The largest number that a quant stands for, with `offset` added."""
         if self.values:

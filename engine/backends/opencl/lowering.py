@@ -71,6 +71,9 @@ MAX_EXPERTS = 1024
 MOST_TOP = 64
 """Of the largest logits of a row, so many can be had by themselves: as in top.cl."""
 
+MOST_BOUNDED, MOST_BOUNDED_COLUMNS = 1 << 19, 32 * 256
+"""Outputs and columns of a product that may give bounds: as in top.cl and bounds.cl."""
+
 TOP = np.dtype([("finite", np.int32), ("ids", np.int32, MOST_TOP), ("logits", np.float32, MOST_TOP)])
 """What there is of them; the struct Top there."""
 
@@ -130,6 +133,7 @@ class Step:
     out_stride: int = 0
     whole: bool = False
     site: int = -1
+    bounds: bool = False
     epsilon: float = 0.0
     scale: float = 1.0
     cap: float = 0.0
@@ -263,7 +267,9 @@ class _Lowering:
         logits = self.floats[self.graph.logits.id]
         top = None if self.graph.ends_hidden else Buffer(TOP.itemsize)
         if top:
-            self.phases.append([Step("top", (logits, top), True, k=self.graph.n_vocab)])
+            rows = self._give_bounds(logits)
+            step = Step("top", (logits, top, rows), True, k=self.graph.n_vocab, bounds=rows is not None)
+            self.phases.append([step])
         scratch, logit_bytes = self._assign_offsets(logits)
         attentions = [op for op in self.graph.operations if isinstance(op, Attention)]
         hidden = self.floats[self.graph.hidden.id] if self.graph.hidden else None
@@ -285,6 +291,20 @@ class _Lowering:
             slots,
             top,
         )
+
+    def _give_bounds(self, logits: Buffer) -> Place:
+        """Lets the last product give bounds of the logits where only the largest are wanted (bounds.cl), if it can.
+        Returns the rows that it reads, which are then read once more."""
+        step = self.phases[-1][-1]
+        if step.kind != "matmul" or step.places[2] is not logits or len(self.phases[-1]) > 1:
+            return None
+        format_ = FORMATS[step.type]
+        plain = step.places[3] is None and step.places[4] is None and step.heads == 1
+        fits = step.k <= MOST_BOUNDED_COLUMNS and step.n <= MOST_BOUNDED
+        if not plain or not fits or format_.is_float or format_.has_minimum:
+            return None
+        self.phases[-1] = [replace(step, bounds=True)]
+        return step.places[1]
 
     def _add_adapters(self) -> tuple[list[Site], int]:
         """Numbers the places where adapters act, and puts the phase for the products of each phase before it."""

@@ -64,11 +64,12 @@ KINDS = {kind: number for number, kind in enumerate(get_args(Kind))}
 OP_INTEGERS = (
     "kind", "type", "logit_rows", "n", "k", "chunk", "heads", "kv_heads", "head_width", "value_width", "how", "act",
     "gather", "table", "start", "window", "experts", "used", "shared", "renormalise", "groups", "groups_used",
-    "out_stride", "whole", "site",
+    "out_stride", "whole", "site", "bounds",
 )  # fmt: skip
 OP_FLOATS = ("epsilon", "scale", "cap")
 OP = np.dtype(
-    [*((name, np.int32) for name in OP_INTEGERS), *((name, np.float32) for name in OP_FLOATS), ("p", np.int64, 8)]
+    [*((name, np.int32) for name in OP_INTEGERS), *((name, np.float32) for name in OP_FLOATS), ("p", np.int64, 8)],
+    align=True,
 )
 """One operation; the struct Op of step.cl. Fields have the names of Step's."""
 
@@ -157,7 +158,10 @@ class OpenCLModel:
         try:
             names = self.weights.format_names()
             progress("compiling", 0.0, ", ".join(names))
-            program = self._on.build(step_source(names, self._on.relax, widest, kv_type))
+            # the last product is asked again by what looks for the largest logits, so its weights must stay
+            last = self._program.phases[-2:-1] if len(self._parts) == 1 else []
+            bounded = "".join(step.type for phase in last for step in phase if step.bounds)
+            program = self._on.build(step_source(names, self._on.relax, widest, kv_type, bounded))
             self._whole, self._to_hidden = (
                 [_Replay([cl.Kernel(program, "run_step") for _ in self._parts]) for _ in range(2)] for _ in range(2)
             )

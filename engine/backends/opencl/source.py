@@ -51,11 +51,11 @@ def panels_source() -> list[str]:
     ]
 
 
-def step_source(names: Iterable[str], relax: str, max_width: int, kv_type: str) -> str:
+def step_source(names: Iterable[str], relax: str, max_width: int, kv_type: str, bounded: str = "") -> str:
     """The kernel `run_step` for the types, in the order in which operations number them.
 
     relax: a statement for waiting; max_width: of the widest attention head, padded to 32;
-    kv_type: of KV_TYPES in engine/api.py.
+    kv_type: of KV_TYPES in engine/api.py. bounded: the type whose product may give bounds of the logits, if any.
     """
     names = list(names)
     parts = [read("common.cl"), read("prepare.cl"), *panels_source()]
@@ -65,6 +65,7 @@ def step_source(names: Iterable[str], relax: str, max_width: int, kv_type: str) 
             type_definitions(name),
             *(read(part) for part in body),
             read("matmul_rows.cl"),
+            *([read("bounds.cl")] if name == bounded else []),
             type_undefinitions(name),
         ]
 
