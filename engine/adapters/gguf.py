@@ -18,6 +18,9 @@ from engine.errors import AdapterError, ModelFileError, UnsupportedModelError
 from engine.gguf import GGUFFile
 from engine.quants import dequantize
 
+MOST_SHARED = 1 << 26
+"""Numbers of an A that many heads share, times the number of heads: DeepSeek V3 with a rank of 64 has 4 million."""
+
 _SUFFIXES = (".weight.lora_a", ".weight.lora_b")
 
 
@@ -41,8 +44,8 @@ def read_gguf_adapter(path: Path) -> Adapter:
                 lacks = "B (.lora_b)" if _SUFFIXES[0] in found else "A (.lora_a)"
                 raise AdapterError(f"{path.name} has no matrix {lacks} for {base!r}.", DAMAGED)
             a, b = (found[suffix] for suffix in _SUFFIXES)
-            if b.ndim == 3 and (a.ndim == 2 or len(a) == 1):  # one A for all, as of heads that had been one matrix
-                a = np.broadcast_to(a, (len(b), *a.shape[-2:]))
+            if b.ndim == 3 and (a.ndim == 2 or len(a) == 1):
+                a = _for_all(path, base, a, len(b))
             matrices[base] = low_rank(path, base, a, b, alpha / max(1, b.shape[-1]))
         info = describe(
             path,
@@ -118,6 +121,15 @@ def _split(path: Path, name: str) -> tuple[str, str]:
         f"{_SUFFIXES[0]} or {_SUFFIXES[1]}, and one that replaces a whole tensor of the model is not applied.",
         MERGE,
     )
+
+
+def _for_all(path: Path, name: str, a: Array, count: int) -> Array:
+    """One A for all matrices of a stack, as of heads that had been one matrix, once for each."""
+    if count * a.size > MOST_SHARED:
+        raise AdapterError(
+            f"{path.name}: the A matrix for {name!r}, {list(a.shape)}, cannot be meant for {count} heads.", DAMAGED
+        )
+    return np.broadcast_to(a, (count, *a.shape[-2:]))
 
 
 def _values(file: GGUFFile, name: str) -> Array:

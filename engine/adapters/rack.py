@@ -11,7 +11,8 @@ from typing import Any
 
 from engine.adapters.adapter import DAMAGED
 from engine.adapters.base import AdapterBase
-from engine.adapters.peft import CONFIG, WEIGHTS
+from engine.adapters.peft import WEIGHTS
+from engine.adapters.peft_config import CONFIG
 from engine.adapters.read import read_adapter
 from engine.adapters.runs import AdapterSet
 from engine.api import AdapterInfo, AdapterUse

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from engine.adapters.adapter import Adapter
 from engine.adapters.gguf import read_gguf_adapter
-from engine.adapters.peft import CONFIG, WEIGHTS, read_peft_adapter
+from engine.adapters.peft import WEIGHTS, read_peft_adapter
+from engine.adapters.peft_config import CONFIG
 from engine.errors import AdapterError, RealmError
 from engine.gguf import GGUFFile
 

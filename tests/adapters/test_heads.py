@@ -135,3 +135,13 @@ def test_a_whole_of_another_size_is_refused(model: Path, tmp_path: Path) -> None
     folder = write_peft(tmp_path / "peft", {MODULE: (512, 64)})
     with pytest.raises(AdapterError, match=r"'blk.1.attn_kv_b' .* stand for one of 512 x 64, .* is 512 x 128"):
         base_of(model).bind(read_adapter(folder))
+
+
+def test_one_a_for_more_heads_than_any_model_has_is_refused(tmp_path: Path) -> None:
+    tensors = {
+        "blk.1.attn_v_b.weight.lora_a": np.ones((1, 4096)),
+        "blk.1.attn_v_b.weight.lora_b": np.ones((1 << 15, 1, 1)),
+    }
+    path = write_gguf_adapter(tmp_path / "many.gguf", "deepseek2", tensors)
+    with pytest.raises(AdapterError, match="cannot be meant for 32768 heads"):
+        read_adapter(path)
