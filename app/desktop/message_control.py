@@ -223,6 +223,8 @@ class MessageControl(QObject):
                 self._use_default_options(session)
             if isinstance(event, SavingFailed):
                 self._window.notices.show_notice("saving", "error", event.sentence, event.hint)
+            elif isinstance(event, MessageAdded):
+                self._window.notices.dismiss("saving")  # it could be saved
             if session is self._chats.session:
                 self._show_event(session, event)
         if session is not self._chats.session and not session.pending:

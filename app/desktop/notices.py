@@ -149,8 +149,9 @@ class NoticeArea(QWidget):
         self.hide()
 
     def show_notice(self, key: str, kind: str, sentence: str, hint: str = "", ways: Sequence[Way] = ()) -> None:
-        """Shows a sentence until it is dismissed or replaced."""
-        self.dismiss(key)
+        """Shows a sentence until it is dismissed or replaced; what says the same under another key goes."""
+        for other in [name for name, shown in self._notices.items() if name == key or shown.sentence == sentence]:
+            self.dismiss(other)
         while len(self._notices) >= self.LIMIT:
             self.dismiss(next(iter(self._notices)))
         notice = Notice(self._themes, kind, sentence, hint, ways, lambda: self.dismiss(key), self)

@@ -298,6 +298,22 @@ def test_a_message_that_cannot_be_stored_comes_back(stage, monkeypatch):
     assert stage.window.composer.button.accessibleName() == "Send"
 
 
+def test_a_full_disk_is_told_once_and_no_longer_when_there_is_room(stage, monkeypatch):
+    def full(*_args, **_kwargs):
+        raise StoreError("The disk is full.", "Free some space.")
+
+    notices = stage.window.notices
+    notices.show_notice("saving", "error", "The disk is full.", "Free some space.")  # an answer could not be saved
+    with monkeypatch.context() as patched:
+        patched.setattr(stage.controller.desk.store, "create_chat", full)
+        stage.ask("Keep me", wait=False)
+        stage.until(lambda: notices.notice("action"))
+    assert notices.keys() == ["action"]
+    notices.show_notice("saving", "error", "The disk is still full.", "Free some space.")
+    stage.ask("Keep me")
+    assert notices.keys() == []
+
+
 def test_a_damaged_file_is_named_with_ways_on(open_stage, engine):
     engine.load_errors.append(ModelFileError("The file ends inside of the tensor x.", "Download it again."))
     stage = open_stage()
