@@ -19,6 +19,7 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
+from app.desktop.compositing import make_translucent
 from app.desktop.controls import Segments
 from app.desktop.icons import icon
 from app.desktop.model_service import ModelService, model_name
@@ -201,14 +202,18 @@ class ModelPopup(QWidget):
         kind = Qt.WindowType
         super().__init__(parent, kind.Popup | kind.FramelessWindowHint | kind.NoDropShadowWindowHint)
         self._window = parent
-        self.setAttribute(Qt.WidgetAttribute.WA_TranslucentBackground)
+        self._has_shadow = make_translucent(self)
         self.setAccessibleName("Model and device")
         self._themes = themes
         self._service = service
         outer = QVBoxLayout(self)
-        outer.setContentsMargins(16, 6, 16, 20)
+        if self._has_shadow:
+            outer.setContentsMargins(16, 6, 16, 20)
+        else:
+            outer.setContentsMargins(0, 0, 0, 0)
         self._card = QFrame(self)
         self._card.setObjectName("popup")
+        self._card.setProperty("square", not self._has_shadow)
         outer.addWidget(self._card)
         inner = QVBoxLayout(self._card)
         inner.setContentsMargins(3, 3, 3, 3)
@@ -240,7 +245,7 @@ class ModelPopup(QWidget):
         else:
             self.fit()
             self._show_progress()
-        place = anchor.mapToGlobal(QPoint(-16, anchor.height() - 2))
+        place = anchor.mapToGlobal(QPoint(-16 if self._has_shadow else 0, anchor.height() - 2))
         window = anchor.window()
         right = window.mapToGlobal(QPoint(window.width(), 0)).x()
         self.move(max(window.mapToGlobal(QPoint(0, 0)).x() - 8, min(place.x(), right - self.width() + 8)), place.y())
@@ -249,6 +254,8 @@ class ModelPopup(QWidget):
 
     def paintEvent(self, event: QPaintEvent) -> None:
         """The card's shadow. A graphics effect would blur all of the card again for every change."""
+        if not self._has_shadow:
+            return
         painter = QPainter(self)
         painter.setRenderHint(QPainter.RenderHint.Antialiasing)
         painter.setPen(Qt.PenStyle.NoPen)

@@ -13,6 +13,7 @@ from PySide6.QtWidgets import QApplication, QMenu, QWidget
 from shiboken6 import isValid
 
 import resources
+from app.desktop.compositing import make_translucent
 
 
 @dataclass(frozen=True)
@@ -268,11 +269,11 @@ class Themes(QObject):
 
 
 def new_menu(parent: QWidget) -> QMenu:
-    """A menu whose round corners show what is behind them."""
+    """A menu whose round corners show what is behind them, where that can be."""
     menu = QMenu(parent)
     kind = Qt.WindowType
     menu.setWindowFlags(menu.windowFlags() | kind.FramelessWindowHint | kind.NoDropShadowWindowHint)
-    menu.setAttribute(Qt.WidgetAttribute.WA_TranslucentBackground)
+    make_translucent(menu)
     return menu
 
 
