@@ -460,6 +460,8 @@ class Serving:
             if sequence.is_full:
                 self._make_room(sequence)
         except RealmError as error:
+            if isinstance(error, DeviceError) and sequence.adapters:
+                error.hint = "Adapters act on this answer: try with less strength, or without them."
             self._fail(sequence, error)
             if isinstance(error, DeviceError):
                 self._scheduler.blocks.forget()  # invalid logits mean that its cached keys and values may be invalid

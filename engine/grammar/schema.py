@@ -247,7 +247,9 @@ class _Converter:
         if not isinstance(properties, Mapping) or not all(isinstance(key, str) for key in required):
             fail("properties has to be an object, and required a list of names", place)
         more = schema.get("additionalProperties", "properties" not in schema)
-        properties = {**properties, **{key: more for key in required if key not in properties}}
+        # that an object has no others than it names is this dialect's choice; what it requires by name it may have
+        unnamed = schema.get("additionalProperties", True)
+        properties = {**properties, **{key: unnamed for key in required if key not in properties}}
         pairs: dict[str, str] = {}
         for key, sub in properties.items():
             try:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.api import AdapterUse, Failed, Finished, GenerateRequest, LoadOptions, SamplingParams, Token
 from engine.engine import Engine
-from engine.errors import RealmError, RequestError
+from engine.errors import DeviceError, RealmError, RequestError
 from engine.stream import Stream
-from tests.adapters.writer import MODULES, write_peft
+from tests.adapters.writer import MODULES, write_gguf_adapter, write_peft
 
 GREEDY = SamplingParams(temperature=0)
 
@@ -150,3 +151,13 @@ def test_an_adapter_whose_file_changed_is_read_again(engine: Engine, adapters: l
     write_peft(folder, MODULES, seed=1, rank=4, size=2.0)
     assert lone(engine, prompt, (AdapterUse(folder),), 8) == lone(engine, prompt, (AdapterUse(adapters[1]),), 8)
     assert before != lone(engine, prompt, (AdapterUse(folder),), 8)
+
+
+def test_an_adapter_that_drives_a_model_out_of_its_numbers_is_told_as_the_cause(engine: Engine, tmp_path: Path) -> None:
+    name = "blk.1.ffn_down.weight.lora_"
+    halves = {f"{name}a": np.full((2, 256), 1e30, np.float32), f"{name}b": np.full((256, 2), 1e30, np.float32)}
+    huge = write_gguf_adapter(tmp_path / "huge.gguf", "llama", halves)
+    with pytest.raises(DeviceError, match="invalid numbers") as caught:
+        tokens_of(submit(engine, [1, 2, 3], (AdapterUse(huge, 1.0),), 4))
+    assert "without them" in caught.value.hint
+    assert len(tokens_of(submit(engine, [1, 2, 3], (), 4))) == 4

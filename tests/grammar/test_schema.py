@@ -176,6 +176,7 @@ def test_what_a_grammar_lets_through_is_valid(schema: Any, seed: int) -> None:
             ['{"a":"x"}', '{"abc":1}', '{"":1}', '{"b":1}', '{"a":[],"ab":{},"a1":1}', '{"é\\n":1}'],
             ['{"abc":"x"}', '{"\\u0061":1}'],
         ),
+        ({"properties": {"a": {"type": "null"}}, "required": ["a", "b"]}, ['{"a":null,"b":[1]}'], ['{"a":null}']),
         ({"type": "object", "required": ["k"]}, ['{"k":[1]}', '{"k":1,"other":2}'], ["{}"]),
         ({"type": "array", "items": {"type": "integer"}, "maxItems": 2}, ["[]", "[1]", "[1, 2]"], ["[1,2,3]", "[,]"]),
         ({"type": "array", "minItems": 2}, ["[1,[]]", '["a",null,{}]'], ["[1]", "[]"]),
