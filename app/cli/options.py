@@ -328,14 +328,24 @@ def _adapter_use(item: Any) -> AdapterUse:
     path, colon, strength = item.rpartition(":")
     if not colon or not path:
         return AdapterUse(Path(item))
+    whole = _exists(item)
+    if whole and not _exists(path):  # the colon is one of the name's
+        return AdapterUse(Path(item))
     try:
         return AdapterUse(Path(path), float(strength))
     except ValueError:
-        if "/" in strength or "\\" in strength or Path(item).exists():  # the colon was that of a drive, or a name's
+        if whole or "/" in strength or "\\" in strength:  # the colon was that of a drive, or a name's
             return AdapterUse(Path(item))
         raise RequestError(
-            f"{strength!r} after {path} is no strength.", "Write PATH:0.5, or PATH alone for 1."
+            f"{strength!r:.40} after {path} is no strength.", "Write PATH:0.5, or PATH alone for 1."
         ) from None
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except OSError:  # a name that is too long for a file
+        return False
 
 
 def stop_strings(options: Mapping[str, Any]) -> tuple[str, ...]:

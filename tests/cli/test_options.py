@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,18 @@ def test_what_is_wrong_with_a_request_is_said(options: dict[str, Any], says: str
 )
 def test_an_adapter_is_a_path_and_perhaps_a_strength(given: object, path: str, strength: float) -> None:
     assert generate_request({"prompt": "Hi", "lora": given}).adapters == (AdapterUse(Path(path), strength),)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names have no colons there")
+def test_a_colon_of_an_adapters_name_is_none_before_a_strength(tmp_path: Path) -> None:
+    (tmp_path / "pirate:1").mkdir()
+    path = f"{tmp_path}/pirate:1"
+    for given, strength in ((path, 1.0), (f"{path}:0.5", 0.5)):
+        assert generate_request({"prompt": "Hi", "lora": given}).adapters == (AdapterUse(Path(path), strength),)
+    (tmp_path / "pirate").mkdir()
+    use = AdapterUse(tmp_path / "pirate", 1.0)
+    assert generate_request({"prompt": "Hi", "lora": path}).adapters == (use,)
+    assert generate_request({"prompt": "Hi", "lora": "x" * 5000 + ":0.5"}).adapters[0].strength == 0.5
 
 
 def test_several_adapters_act_together() -> None:
