@@ -188,7 +188,7 @@ def xtc(candidates: Candidates, threshold: float) -> Candidates:
     if len(candidates) < 2:
         return candidates
     weights = candidates.weights()
-    tops = np.flatnonzero(weights >= np.float32(threshold) * weights.sum(dtype=np.float64))
+    tops = np.flatnonzero((weights >= np.float32(threshold) * weights.sum(dtype=np.float64)) & (weights > 0))
     if len(tops) < 2:
         return candidates
     by_likelihood = tops[largest(candidates.logits[tops], len(tops))]

@@ -244,6 +244,14 @@ def test_a_dynamic_temperature_counts_what_top_n_sigma_took_out() -> None:
     np.testing.assert_allclose(distribution(params, values)[:2], softmax(values[:2] / warmth), rtol=1e-5)
 
 
+def test_xtc_leaves_a_token_that_can_be_drawn() -> None:
+    """With the threshold 0 all tokens are top choices, those that were taken out before are not."""
+    params = replace(PLAIN, xtc_probability=1.0, xtc_threshold=0.0)
+    for taken_out in ({"top_n_sigma": 1.0}, {"logit_bias": {2: -math.inf, 3: -math.inf}}):
+        found = distribution(replace(params, **taken_out), logits(2.0, 1.5, -1.0, -2.0))
+        np.testing.assert_array_equal(found, [0, 1, 0, 0])
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     "settings",
