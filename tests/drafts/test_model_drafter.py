@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Sequence_
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -192,15 +193,15 @@ def test_sampled_answers_have_the_models_distribution(clock: Clock) -> None:
     serving = serving_with(bundle(few, before=clock.steps(10.0, 0.1)), draft)
     n = 800
 
-    def answers(options: DraftOptions | None) -> list[Asked]:
+    def answers(options: DraftOptions | None, seed: int) -> list[Asked]:
         out: list[Asked] = []
-        for _ in range(n // 40):
-            some = [ask(serving, [1, 2], 5, options, sampling) for _ in range(40)]
+        for first in range(seed, seed + n, 40):
+            some = [ask(serving, [1, 2], 5, options, replace(sampling, seed=first + i)) for i in range(40)]
             run(serving, *some)
             out += some
         return out
 
-    plain, drafted = answers(None), answers(MODEL)
+    plain, drafted = answers(None, 0), answers(MODEL, n)
     accepted = sum(one.figures.accepted_tokens for one in drafted)
     assert 200 < accepted < sum(one.figures.drafted_tokens for one in drafted)
     for place in (2, 3, 4):
