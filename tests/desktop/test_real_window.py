@@ -13,7 +13,7 @@ from app.store import ChatStore
 pytest.importorskip("engine.loader", reason="the engine cannot load models yet")
 
 
-@pytest.mark.parametrize("device", ["auto", "numpy"])
+@pytest.mark.parametrize("device", ["auto", pytest.param("numpy", marks=pytest.mark.slow)])
 def test_a_person_types_and_the_model_answers(qtbot, qapp, data_dir: Path, starter_model: Path, device: str):
     with ChatStore.open() as store:
         store.settings.set("device", device)
