@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.drafts.guess import Guess
-from engine.drafts.pace import StepCost
+from engine.drafts.pace import MARGIN, StepCost
 from engine.drafts.speculation import FIRST_STEPS, LOOKED_AHEAD, PROBES_SHARE, Planned, Speculation
 from engine.kv import Key
 from engine.sampling import Sampler
@@ -17,9 +17,6 @@ from engine.sequence import Sequence
 
 CHUNK = 128
 """Rows that catching up with sequences may add to one step: what runs beside them waits for it."""
-
-MARGIN = 1.03
-"""So much faster has guessing to make the whole, or it is left: what is predicted is not that exact."""
 
 LONGEST = 16
 """Lengths that are compared where the best one is looked for."""
