@@ -110,7 +110,9 @@ def _attended(device: str, kv_type: str) -> np.ndarray:
 
 
 @pytest.mark.usefixtures("_devices_asked_again")
-@pytest.mark.parametrize("kv_type", ["f16", pytest.param("q8_0", marks=pytest.mark.slow), "q4_0"])
+@pytest.mark.parametrize(
+    "kv_type", ["f16", *(pytest.param(kv_type, marks=pytest.mark.slow) for kv_type in ("q8_0", "q4_0"))]
+)
 def test_variants_attend_alike(monkeypatch: pytest.MonkeyPatch, kv_type: str) -> None:
     expected = _attended("numpy", kv_type)
     for variant in (None, "avx2", "portable", "portable-bytes"):
