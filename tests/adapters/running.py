@@ -58,3 +58,19 @@ class Running:
     def close(self) -> None:
         self.model.close()
         self.file.close()
+
+
+def check_sums(model: Path, whole: Path, device: str, paths: Sequence[Path]) -> None:
+    """Each of the adapters makes of the model what `whole` is, a file with the sums of both, and without one it is
+    something else."""
+    prompt = np.load(model.with_suffix(".npz"))["prompt"].tolist()[:40]
+    reference, running = Running(whole, "numpy"), Running(model, device)
+    (expected,) = reference.logits([prompt], [()], 40)
+    sets = [running.uses([(path, 1.0)]) for path in paths]
+    base, *got = running.logits([prompt] * (1 + len(sets)), [(), *sets], 40)
+    power = (expected.astype(np.float64) ** 2).sum()
+    for logits in got:
+        assert ((logits - expected) ** 2).sum() / power < (1e-9 if device == "numpy" else 5e-5)
+    assert ((base - expected) ** 2).sum() / power > 1e-3
+    reference.close()
+    running.close()

@@ -22,7 +22,7 @@ from engine.gguf import GGUFFile
 from engine.graph import Gating, Graph, Weight
 from engine.quants import QuantType, dequantize, quantize
 from tests.adapters.rounding import as_kept
-from tests.adapters.running import Running
+from tests.adapters.running import Running, check_sums
 from tests.adapters.writer import write_gguf, write_gguf_adapter, write_peft
 from tests.backends.memory_file import MemoryFile, load
 
@@ -183,17 +183,7 @@ def test_a_file_with_the_sums_of_both_answers_as_the_adapter_does(device: str, m
             merged[f"{name}.weight"] = merged[f"{name}.weight"] + delta.reshape(shape).astype(np.float32)
         whole = write_gguf(tmp_path / "merged.gguf", merged, [file.key_bytes(key) for key in file.metadata])
     gguf = write_gguf_adapter(tmp_path / "adapter.gguf", "qwen2moe", halves, alpha=8.0)
-    prompt = np.load(model.with_suffix(".npz"))["prompt"].tolist()[:40]
-    reference, running = Running(whole, "numpy"), Running(model, device)
-    (expected,) = reference.logits([prompt], [()], 40)
-    sets = [running.uses([(path, 1.0)]) for path in (folder, gguf)]
-    base, *got = running.logits([prompt] * 3, [(), *sets], 40)
-    power = (expected.astype(np.float64) ** 2).sum()
-    for logits in got:
-        assert ((logits - expected) ** 2).sum() / power < (1e-9 if device == "numpy" else 5e-5)
-    assert ((base - expected) ** 2).sum() / power > 1e-3
-    reference.close()
-    running.close()
+    check_sums(model, whole, device, (folder, gguf))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from engine.gguf import GGUFFile
 from engine.graph import Graph
 from engine.quants import QuantType, dequantize, quantize
 from tests.adapters.rounding import as_kept
-from tests.adapters.running import Running
+from tests.adapters.running import check_sums
 from tests.adapters.test_experts import info
 from tests.adapters.writer import write_gguf, write_gguf_adapter, write_peft
 from tests.backends.memory_file import MemoryFile, load
@@ -118,17 +118,7 @@ def test_it_answers_as_the_model_with_the_sums(device: str, model: Path, tmp_pat
         "blk.1.attn_v_b.weight.lora_b": rows[:, key:],
     }
     gguf = write_gguf_adapter(tmp_path / "halves.gguf", "deepseek2", tensors, alpha=8.0)
-    prompt = np.load(model.with_suffix(".npz"))["prompt"].tolist()[:40]
-    reference, running = Running(whole, "numpy"), Running(model, device)
-    (expected,) = reference.logits([prompt], [()], 40)
-    sets = [running.uses([(path, 1.0)]) for path in (folder, gguf)]
-    base, *got = running.logits([prompt] * 3, [(), *sets], 40)
-    power = (expected.astype(np.float64) ** 2).sum()
-    for logits in got:
-        assert ((logits - expected) ** 2).sum() / power < (1e-9 if device == "numpy" else 5e-5)
-    assert ((base - expected) ** 2).sum() / power > 1e-3
-    reference.close()
-    running.close()
+    check_sums(model, whole, device, (folder, gguf))
 
 
 def test_a_whole_of_another_size_is_refused(model: Path, tmp_path: Path) -> None:

@@ -164,13 +164,14 @@ def test_products_in_pairs_are_chosen_by_measuring_once(tmp_path: Path, monkeypa
         pytest.skip("no processor that has both ways")
     monkeypatch.delenv("REALM_KERNEL_VARIANT", raising=False)
     options = [option for variant in device.variants for option in variant.options]
-    assert cpu_choices.pairs_pay(device, options) in (True, False)
+    assert cpu_choices.choose_pairs(device, options) in (True, False)
     for pays in (True, False):
         keep_in(tmp_path / str(pays))
+        took = {cpu_choices.ONE_BY_ONE: 1.0, cpu_choices.IN_PAIRS: 0.9 if pays else 1.0}
         try:
-            monkeypatch.setattr(cpu_choices, "pairs_pay", lambda *_, pays=pays: pays)
+            monkeypatch.setattr(cpu_choices, "_seconds", lambda *what, took=took: took[what[-1]])
             assert ("-DREALM_PAIRS" in platforms.Device(0, device.handle).options) == pays
-            monkeypatch.setattr(cpu_choices, "pairs_pay", None)  # asked again, it fails
+            monkeypatch.setattr(cpu_choices, "_seconds", None)  # asked again, it fails
             assert ("-DREALM_PAIRS" in platforms.Device(0, device.handle).options) == pays
         finally:
             keep_in(None)

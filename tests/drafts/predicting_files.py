@@ -88,19 +88,24 @@ def guessing_glm(n_vocab: int) -> Tensors:
     return tensors
 
 
-def check_every_guess(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guesses of models and layers are checked whether they pay or not; nothing is looked up in the text instead."""
+def check_guesses(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """So many guesses are checked whether they pay or not."""
     choose = Speculation._choose
 
     def check_all(self: Speculation, planned: list[Planned], n_plain: int, spent: float) -> None:
         for one in planned:
-            one.probe = min(5, len(one.guess.tokens))
+            one.probe = min(most, len(one.guess.tokens))
         choose(self, planned, n_plain, spent)
 
     monkeypatch.setattr(Speculation, "_choose", check_all)
+    monkeypatch.setattr(Worth, "choose", lambda self, sequences: [self._first(s) for s in sequences])
+
+
+def check_every_guess(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guesses of models and layers are checked whether they pay or not; nothing is looked up in the text instead."""
+    check_guesses(monkeypatch, 5)
     monkeypatch.setattr(Pace, "rests", lambda self: False)
     monkeypatch.setattr(Speculation, "_looked_up", lambda self, sequences, n_plain, resting: [])
-    monkeypatch.setattr(Worth, "choose", lambda self, sequences: [self._first(s) for s in sequences])
 
 
 def write(path: Path, vocabulary: Path, tensors: Tensors, **keys: Any) -> Path:

@@ -21,18 +21,18 @@ from engine.api import (
     Token,
 )
 from engine.devices import list_devices
-from engine.drafts.speculation import Planned, Speculation
-from engine.drafts.worth import Worth
 from engine.engine import Engine
 from engine.errors import ModelFileError, RequestError
 from engine.gguf import GGUFFile
 from engine.quantize import plan_quantisation, quantize_file
 from engine.stream import Stream
 from tests.adapters.writer import MODULES, write_peft
+from tests.drafts.predicting_files import check_guesses
 
 NGRAM, MODEL = DraftOptions(DraftKind.NGRAM), DraftOptions(DraftKind.MODEL)
 GREEDY = SamplingParams(temperature=0)
 DEVICES = ["numpy", *(["opencl"] if any(d.id.startswith("opencl") and not d.problem for d in list_devices()) else [])]
+
 TINY = [
     "command-r", "deepseek2", "gemma", "gemma2", "gemma2-q6_k", "gemma3", "glm4", "gpt-oss", "lfm2", "llama",
     "llama-q4_k_m", "llama-yarn", "llama3-ropescale", "phi3", "qwen2", "qwen2moe", "qwen3", "qwen3-iq4_xs", "qwen3moe",
@@ -43,15 +43,7 @@ TINY = [
 @pytest.fixture(autouse=True)
 def guesses_are_checked_whether_they_pay_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
     """These models are too small for guessing to pay, and what is asked here is whether it is right."""
-    choose = Speculation._choose
-
-    def check_all(self: Speculation, planned: list[Planned], n_plain: int, spent: float) -> None:
-        for one in planned:
-            one.probe = min(6, len(one.guess.tokens))
-        choose(self, planned, n_plain, spent)
-
-    monkeypatch.setattr(Speculation, "_choose", check_all)
-    monkeypatch.setattr(Worth, "choose", lambda self, sequences: [self._first(s) for s in sequences])
+    check_guesses(monkeypatch, 6)
 
 
 def submit(engine: Engine, tokens: list[int], n: int, draft: DraftOptions | None) -> Stream:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engine.backends.opencl.gpu_tuning import Tuner
 from engine.backends.opencl.source import panels_source, read
 
 if TYPE_CHECKING:
     from engine.backends.opencl.platforms import Device
 
-GAIN = 0.97
-"""Pairs are chosen where they take this part of the time, or less: less may be chance."""
+ONE_BY_ONE, IN_PAIRS = "one by one", "in pairs"
 
-ROWS, WORDS = 8, 512
+ROWS, COLUMNS = 8, 512
 """Rows of activations, and their columns: as many as a panel has."""
 
 TURNS, RUNS = 1000, 7
@@ -36,9 +35,9 @@ __kernel void race(int pairs, __global const char *zeros, __global float *out)
         x[t] = zeros;
     for (int turn = 0; turn < {TURNS}; turn++) {{
         if (pairs)
-            multiply_panels_pairs_0(panel, 2, 0, PANEL_BLOCKS, {WORDS}, less, x, {ROWS}, acc, &ahead);
+            multiply_panels_pairs_0(panel, 2, 0, PANEL_BLOCKS, {COLUMNS}, less, x, {ROWS}, acc, &ahead);
         else
-            multiply_panels_1_0(panel, 2, 0, PANEL_BLOCKS, {WORDS}, less, x, {ROWS}, acc, &ahead);
+            multiply_panels_1_0(panel, 2, 0, PANEL_BLOCKS, {COLUMNS}, less, x, {ROWS}, acc, &ahead);
     }}
     vstore16(acc[0] + acc[PANEL_ROWS], 0, out);
 }}
@@ -46,28 +45,26 @@ __kernel void race(int pairs, __global const char *zeros, __global float *out)
 """Two panels times some rows, of which all is 0: neither way's time depends on numbers."""
 
 
-def race_source() -> str:
-    return "\n".join((read("common.cl"), read("prepare.cl"), *panels_source(), _RACE))
-
-
-def pairs_pay(device: Device, options: list[str]) -> bool:
+def choose_pairs(device: Device, options: list[str]) -> bool:
     """Whether cl_kernels/panel_pairs.cl multiplies faster than panel_tile.cl here. options: of the device's variants.
 
     Raises DeviceError where that does not compile.
     """
+    source = "\n".join((read("common.cl"), read("prepare.cl"), *panels_source(), _RACE))
+    tuner = Tuner(device, source=source.encode())
+    way = tuner.choose("low bytes", (ONE_BY_ONE, IN_PAIRS), lambda way: _seconds(device, source, options, way))
+    tuner.keep()
+    return way == IN_PAIRS
+
+
+def _seconds(device: Device, source: str, options: list[str], way: str) -> float:
+    """That the fastest of some runs takes."""
     import pyopencl as cl
 
-    kernel = cl.Kernel(device.build(race_source(), [*options, "-DREALM_PAIRS"]), "race")
+    from engine.backends.opencl.gpu_choices import shortest  # later starts go without
+
+    kernel = cl.Kernel(device.build(source, [*options, "-DREALM_PAIRS"]), "race")
     zeros = cl.Buffer(device.context, cl.mem_flags.READ_ONLY | cl.mem_flags.COPY_HOST_PTR, hostbuf=np.zeros(1 << 13))
     out = cl.Buffer(device.context, cl.mem_flags.WRITE_ONLY, 64)
-
-    def seconds(pairs: int) -> float:
-        kernel.set_args(np.int32(pairs), zeros, out)
-        began = time.perf_counter()
-        cl.enqueue_nd_range_kernel(device.queue, kernel, (1,), (1,))
-        device.queue.finish()
-        return time.perf_counter() - began
-
-    both = [(seconds(0), seconds(1)) for _ in range(RUNS)]
-    plain, pairs = (min(times) for times in zip(*both, strict=True))
-    return bool(pairs < GAIN * plain)
+    kernel.set_args(np.int32(way == IN_PAIRS), zeros, out)
+    return shortest(device.queue, lambda: cl.enqueue_nd_range_kernel(device.queue, kernel, (1,), (1,)), RUNS)

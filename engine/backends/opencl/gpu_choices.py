@@ -86,10 +86,10 @@ def choose_tensor_cores(tuner: Tuner, plan: Plan, seconds: Callable[[], float]) 
     return rows
 
 
-def shortest(queue: Any, run: Callable[[], object]) -> float:
+def shortest(queue: Any, run: Callable[[], object], times: int = 3) -> float:
     """Seconds of the fastest of some runs."""
     best = float("inf")
-    for _ in range(3):
+    for _ in range(times):
         queue.finish()
         began = time.perf_counter()
         run()

@@ -31,17 +31,10 @@ def tunes(device: Device) -> bool:
 class Tuner:
     """The choices for a device. `measured`: how many were made here and not read."""
 
-    def __init__(self, device: Device, budget_s: float | None = None) -> None:
-        """budget_s: seconds that measuring may take; None for BUDGET_S."""
-        handle = device.handle
-        self._kept = Kept(
-            {
-                "version": VERSION,
-                "device": str(handle.name).strip(),
-                "driver": f"{handle.platform.name} {handle.platform.version} {handle.driver_version}",
-                "kernels": _source_hash(),
-            }
-        )
+    def __init__(self, device: Device, budget_s: float | None = None, source: bytes | None = None) -> None:
+        """budget_s: seconds that measuring may take; None for BUDGET_S. source: of the kernels; None for all."""
+        kernels = hashlib.sha256(_all_sources() if source is None else source).hexdigest()[:16]
+        self._kept = Kept({"version": VERSION, **device.about, "kernels": kernels})
         self._chosen = self._kept.read()
         self._budget = BUDGET_S if budget_s is None else budget_s
         self.measured = 0
@@ -74,6 +67,6 @@ class Tuner:
             self._kept.write(self._chosen)
 
 
-def _source_hash() -> str:
+def _all_sources() -> bytes:
     sources = sorted((f for f in files("cl_kernels").iterdir() if f.name.endswith(".cl")), key=lambda f: f.name)
-    return hashlib.sha256(b"".join(f.read_bytes() for f in sources)).hexdigest()[:16]
+    return b"".join(f.read_bytes() for f in sources)

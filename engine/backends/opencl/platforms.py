@@ -191,9 +191,11 @@ class Device:
     def _about_variants(self) -> dict[str, str | int]:
         """What decides which variants are the best."""
         tried = read("common.cl") + _PROBE + repr(HALF_VARIANTS + DOT_VARIANTS)
-        return {"variants": hashlib.sha256(tried.encode()).hexdigest()[:16], **self._about_device()}
+        return {"variants": hashlib.sha256(tried.encode()).hexdigest()[:16], **self.about}
 
-    def _about_device(self) -> dict[str, str | int]:
+    @property
+    def about(self) -> dict[str, str | int]:
+        """What decides how fast something is here."""
         return {
             "device": self.handle.name.strip(),
             "driver": f"{self.handle.platform.name} {self.handle.platform.version} {self.handle.driver_version}",
@@ -208,20 +210,13 @@ class Device:
     @_shared_property
     def _in_pairs(self) -> bool:
         """Whether cl_kernels/panel_pairs.cl is used: measured once, where there is a choice."""
-        from engine.backends.opencl.cpu_choices import pairs_pay, race_source
+        from engine.backends.opencl.cpu_choices import choose_pairs
 
         dot, half = self.variants
         if dot.name != "avx512-vnni":
             return False
-        if os.environ.get("REALM_KERNEL_VARIANT"):
-            return True  # what is asked for by name is all of it
-        source = hashlib.sha256(race_source().encode()).hexdigest()[:16]
-        kept = Kept({**self._about_device(), "pairs": source})
-        chosen = kept.read()
-        if "pairs" not in chosen:
-            chosen = {"pairs": "yes" if pairs_pay(self, [*dot.options, *half.options]) else "no"}
-            kept.write(chosen)
-        return chosen["pairs"] == "yes"
+        # what is asked for by name is all of it
+        return bool(os.environ.get("REALM_KERNEL_VARIANT")) or choose_pairs(self, [*dot.options, *half.options])
 
     @property
     def relax(self) -> str:
